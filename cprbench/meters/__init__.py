@@ -1,0 +1,52 @@
+"""What a run costs. A meter only takes values; readings are pure functions of the trace they leave.
+
+    a Meter gives values at 10 Hz (sample) and at phase edges (edge)          memory.py, …
+    recorder.py   the thread in the parent process that asks the meters and writes samples.jsonl
+    trace.py      samples.jsonl -> samples, edges, windows, integrals         replays to the same readings
+    ledger.py     trace -> readings per phase, seconds, billed gamma
+    flops.py      executed passes x model sizes -> matrix-multiplication FLOPs, without torch
+    hardware.py   the hardware class and what the record says about the machine
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+#: How often a meter is sampled.
+SAMPLES_PER_SECOND = 10
+
+
+class Meter(Protocol):
+    """A source of values. It never invents one: what it cannot read is left out and named in `missing`."""
+
+    name: str
+
+    def sample(self) -> dict[str, float]:
+        """Return cheap values of this moment, by quantity (about 0.1 ms)."""
+
+    def edge(self) -> dict[str, float]:
+        """Return the values to keep at a phase edge: counters, peaks since the last edge, slow readings."""
+
+    def missing(self) -> dict[str, str]:
+        """Return quantity -> why this machine does not measure it."""
+
+
+class NullMeter:
+    """Measures nothing and says so."""
+
+    name = "null"
+
+    def __init__(self, **why: str) -> None:
+        self._why = why
+
+    def sample(self) -> dict[str, float]:
+        """Return no value."""
+        return {}
+
+    def edge(self) -> dict[str, float]:
+        """Return no value."""
+        return {}
+
+    def missing(self) -> dict[str, str]:
+        """Return the reasons given."""
+        return self._why

@@ -1,0 +1,152 @@
+"""samples.jsonl and what can be computed from it: windows, integrals, differences. Pure and torch-free.
+
+Lines, in order of time (t: seconds on the machine's monotonic clock):
+    {"missing": {"gpu_energy_joules": "no NVML device"}}                       what is not measured, and why
+    {"t": 1.2, "values": {"rss_bytes": 1e9}}                                   a sample
+    {"t": 1.3, "edge": "start", "phase": "train", "attempt": 1, "values": {…}} a phase edge with its readings
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from cprbench.errors import StoreError
+from cprbench.spec import canonical_json
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Values of one moment; an edge carries its phase and side as well."""
+
+    t: float
+    values: Mapping[str, float]
+    phase: str | None = None
+    edge: Literal["start", "end"] | None = None
+    attempt: int = 1
+
+    def line(self) -> str:
+        """Return the line of samples.jsonl."""
+        data: dict[str, Any] = {"t": round(self.t, 6), "values": dict(self.values)}
+        if self.edge is not None:
+            data |= {"edge": self.edge, "phase": self.phase, "attempt": self.attempt}
+        return canonical_json(data)
+
+
+@dataclass(frozen=True)
+class Window:
+    """One uninterrupted stretch of a phase. `cut`: the process died in it, so its end is the last sample."""
+
+    phase: str
+    attempt: int
+    start: Sample
+    end: Sample
+    cut: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return self.end.t - self.start.t
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Everything the meters of a run left behind."""
+
+    samples: Sequence[Sample]
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Trace:
+        """Return the trace in a samples.jsonl file. A torn last line is left out; others raise StoreError."""
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return cls.parse(lines, str(path))
+
+    @classmethod
+    def parse(cls, lines: Sequence[str], where: str) -> Trace:
+        """Return the trace in the lines of a samples.jsonl file."""
+        samples: list[Sample] = []
+        missing: dict[str, str] = {}
+        for number, line in enumerate(lines, start=1):
+            try:
+                data = json.loads(line, parse_constant=_refuse)
+                if "missing" in data:
+                    missing |= data["missing"]
+                else:
+                    edge, phase = data.get("edge"), data.get("phase")
+                    samples.append(Sample(data["t"], data["values"], phase, edge, data.get("attempt", 1)))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if number == len(lines):
+                    break  # written while the process was killed
+                raise StoreError(f"{where}: line {number} is not a sample ({error}).") from None
+        return cls(samples, missing)
+
+    def windows(self) -> list[Window]:
+        """Return the phases' windows in order. Raises StoreError when time runs backwards."""
+        found: list[Window] = []
+        start: Sample | None = None
+        for sample in self.samples:
+            if sample.edge == "start":
+                if start is not None:
+                    found.append(self._cut(start, sample))
+                start = sample
+            elif sample.edge == "end" and start is not None:
+                if sample.t < start.t:
+                    raise StoreError(f"phase {start.phase}: ends {start.t - sample.t:.6f} s before it starts.")
+                found.append(Window(str(start.phase), start.attempt, start, sample))
+                start = None
+        if start is not None:
+            found.append(self._cut(start, None))
+        return found
+
+    def _cut(self, start: Sample, before: Sample | None) -> Window:
+        limit = math.inf if before is None else before.t
+        last = max((s for s in self.samples if start.t <= s.t < limit), key=lambda s: s.t, default=start)
+        return Window(str(start.phase), start.attempt, start, last, cut=True)
+
+    def series(self, quantity: str) -> list[tuple[float, float]]:
+        """Return (t, value) of every sample that has the quantity, in order of time."""
+        return sorted((s.t, s.values[quantity]) for s in self.samples if quantity in s.values)
+
+    def integral(self, quantity: str, windows: Iterable[Window]) -> tuple[float, int] | None:
+        """Return (integral over time by trapezoid, samples used), or None without two samples around it.
+
+        Values between samples are linear; before the first and after the last sample they are held.
+        """
+        series = self.series(quantity)
+        if len(series) < 2:
+            return None
+        total, used = 0.0, 0
+        for window in windows:
+            inside = [point for point in series if window.start.t <= point[0] <= window.end.t]
+            used += len(inside)
+            points = [(window.start.t, _at(series, window.start.t)), *inside]
+            points.append((window.end.t, _at(series, window.end.t)))
+            total += sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points))
+        return total, used
+
+    def peak(self, quantity: str, windows: Iterable[Window]) -> float | None:
+        """Return the largest sample of a quantity inside the windows, edges included; None without any."""
+        inside = [v for w in windows for t, v in self.series(quantity) if w.start.t <= t <= w.end.t]
+        return max(inside, default=None)
+
+
+def _at(series: Sequence[tuple[float, float]], t: float) -> float:
+    before: tuple[float, float] | None = None
+    for point in series:
+        if point[0] >= t:
+            if before is None or point[0] == t:
+                return point[1]
+            share = (t - before[0]) / (point[0] - before[0])
+            return before[1] + share * (point[1] - before[1])
+        before = point
+    return series[-1][1]
+
+
+def _refuse(constant: str) -> Iterator[None]:
+    raise ValueError(f"{constant} is not a number")

