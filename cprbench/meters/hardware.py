@@ -84,3 +84,8 @@ def machine_facts() -> dict[str, Any]:
     facts = cpu_facts()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cpu": facts.get("model name", "unknown"), "memory_bytes": memory, "system": platform.system()}
+
+
+def python_version() -> str:
+    """Return the version of the running Python."""
+    return platform.python_version()

@@ -1,0 +1,1 @@
+"""Measuring gradients: what is large, where, and on which examples."""

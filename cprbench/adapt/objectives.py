@@ -1,0 +1,184 @@
+"""What a batch is, what its loss is and how its choices are scored: once for encoders, once for causal models.
+
+Both see the same prompts. Encoders classify the pooled prompt; causal models score every choice by the
+log-likelihood of its tokens after the prompt. Logits are computed only where they are scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cprbench.adapt.data import Example
+from cprbench.adapt.models import LoadedModel
+from cprbench.errors import DataError
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Item:
+    """An example as token ids. `choices` holds each choice's tokens (empty for encoders)."""
+
+    ids: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...]
+    answer: int
+    truncated: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt, the longest choice included."""
+        return len(self.ids) + max((len(c) for c in self.choices), default=0)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a pass over a batch computes on: the numbers that the FLOP count needs."""
+
+    batch: int
+    length: int
+    tokens: int
+    scored: int
+    squared: int  # sum of squared real lengths
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A model kind's way to read items. Losses are means over examples of each example's own NLL."""
+
+    model: nn.Module
+    pad_id: int
+
+    def loss(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
+        """Return the mean loss of a batch and its shape."""
+        raise NotImplementedError
+
+    def log_likelihoods(self, items: Sequence[Item]) -> tuple[list[list[float]], Shape]:
+        """Return every choice's log-likelihood, per item, and the shape of the pass."""
+        raise NotImplementedError
+
+    def _pad(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int, int]:
+        """Return (ids, mask), both (batch, length) int64 on the model's device, with both token counts."""
+        longest = max(len(s) for s in sequences)
+        device = next(self.model.parameters()).device
+        ids = torch.full((len(sequences), longest), self.pad_id, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
+            mask[row, : len(sequence)] = 1
+        lengths = [len(s) for s in sequences]
+        return ids.to(device), mask.to(device), sum(lengths), sum(n * n for n in lengths)
+
+
+class Classification(Objective):
+    """Encoders: cross-entropy of a classification head over the choices."""
+
+    def _logits(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
+        ids, mask, tokens, squared = self._pad([item.ids for item in items])
+        logits = self.model(input_ids=ids, attention_mask=mask).logits.float()
+        return logits, Shape(len(items), ids.shape[1], tokens, len(items), squared)
+
+    def loss(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
+        """Return the mean cross-entropy over the batch."""
+        logits, shape = self._logits(items)
+        answers = torch.tensor([item.answer for item in items], device=logits.device)
+        return functional.cross_entropy(logits, answers), shape
+
+    def log_likelihoods(self, items: Sequence[Item]) -> tuple[list[list[float]], Shape]:
+        """Return the log-softmax of the head's outputs."""
+        logits, shape = self._logits(items)
+        return functional.log_softmax(logits, dim=-1).tolist(), shape
+
+
+class ChoiceLikelihood(Objective):
+    """Causal models: the log-likelihood of a choice's tokens, summed; training sees the right choice only."""
+
+    def _token_log_likelihoods(
+        self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> tuple[list[Tensor], Shape]:
+        """Return each sequence's log-likelihoods (its choice's tokens) for (prompt, choice) pairs."""
+        # The last token predicts nothing that is scored, so it need not go through the model.
+        ids, mask, tokens, squared = self._pad([[*prompt, *choice][:-1] for prompt, choice in sequences])
+        backbone: Any = self.model.base_model  # type: ignore[union-attr]
+        hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        rows = [(row, len(p) - 1 + j) for row, (p, c) in enumerate(sequences) for j in range(len(c))]
+        picked = hidden[[r for r, _ in rows], [t for _, t in rows]]
+        logits = self.model.get_output_embeddings()(picked).float()  # type: ignore[operator]
+        targets = torch.tensor([t for _, choice in sequences for t in choice], device=logits.device)
+        found = -functional.cross_entropy(logits, targets, reduction="none")
+        shape = Shape(len(sequences), ids.shape[1], tokens, len(rows), squared)
+        return list(found.split([len(choice) for _, choice in sequences])), shape
+
+    def loss(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
+        """Return the mean over examples of the mean NLL of the right choice's tokens."""
+        found, shape = self._token_log_likelihoods([(item.ids, item.choices[item.answer]) for item in items])
+        return -torch.stack([tokens.mean() for tokens in found]).mean(), shape
+
+    def log_likelihoods(self, items: Sequence[Item]) -> tuple[list[list[float]], Shape]:
+        """Return the summed log-likelihood of every choice's tokens."""
+        if all(len(choice) == 1 for item in items for choice in item.choices):
+            return self._single_tokens(items)
+        pairs = [(item.ids, choice) for item in items for choice in item.choices]
+        found, shape = self._token_log_likelihoods(pairs)
+        sums = iter([float(tokens.sum()) for tokens in found])
+        return [[next(sums) for _ in item.choices] for item in items], shape
+
+    def _single_tokens(self, items: Sequence[Item]) -> tuple[list[list[float]], Shape]:
+        """Score one-token choices from one forward pass per prompt instead of one per choice."""
+        ids, mask, tokens, squared = self._pad([item.ids for item in items])
+        backbone: Any = self.model.base_model  # type: ignore[union-attr]
+        hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        last = hidden[torch.arange(len(items)), [len(item.ids) - 1 for item in items]]
+        scores = functional.log_softmax(self.model.get_output_embeddings()(last).float(), dim=-1)  # type: ignore[operator]
+        values = [[float(scores[row, c[0]]) for c in item.choices] for row, item in enumerate(items)]
+        return values, Shape(len(items), ids.shape[1], tokens, len(items), squared)
+
+
+def objective_for(loaded: LoadedModel) -> Objective:
+    """Return the way in which this kind of model reads items."""
+    kind = Classification if loaded.kind == "encoder" else ChoiceLikelihood
+    return kind(loaded.model, loaded.tokenizer.pad_token_id)
+
+
+def tokenize(loaded: LoadedModel, examples: Sequence[Example], max_tokens: int) -> list[Item]:
+    """Return examples as items of at most `max_tokens` tokens; too long prompts lose the end of their head.
+
+    The tail of a prompt ("\\nAnswer:") is never cut. Raises DataError when tail and choices alone do not fit.
+    """
+    if not examples:
+        return []
+    choices = _choice_tokens(loaded, examples) if loaded.kind == "causal" else [()] * len(examples)
+    whole = loaded.tokenizer([e.prompt for e in examples])["input_ids"]
+    items = []
+    for example, ids, options in zip(examples, whole, choices, strict=True):
+        room = max_tokens - max((len(option) for option in options), default=0)
+        kept = ids if len(ids) <= room else _cut(loaded.tokenizer, example, ids, room)
+        items.append(Item(tuple(kept), options, example.answer, truncated=kept is not ids))
+    return items
+
+
+def _choice_tokens(loaded: LoadedModel, examples: Sequence[Example]) -> list[tuple[tuple[int, ...], ...]]:
+    texts = {choice for example in examples for choice in example.choices}
+    # A choice follows the prompt after one space, as in running text, unless the prompt ends in white space.
+    lead = "" if examples[0].prompt[-1:].isspace() else " "
+    ids = {t: tuple(loaded.tokenizer(lead + t, add_special_tokens=False)["input_ids"]) for t in texts}
+    return [tuple(ids[choice] for choice in example.choices) for example in examples]
+
+
+def _cut(tokenizer: Any, example: Example, ids: Sequence[int], room: int) -> list[int]:
+    head = tokenizer(example.head, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    keep = room - (len(ids) - len(head))
+    while keep > 0:
+        shorter: list[int] = tokenizer(example.head[: head[keep - 1][1]] + example.tail)["input_ids"]
+        if len(shorter) <= room:
+            return shorter
+        keep -= max(1, len(shorter) - room)
+    raise DataError(
+        f"example {example.id!r}: max_tokens leaves {room} tokens for the prompt, fewer than its fixed end "
+        f"{example.tail!r} needs. Raise training.max_tokens."
+    )

@@ -1,0 +1,76 @@
+"""psi: predictions -> scores by metric name. No torch: a check recomputes a record's psi with this file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sklearn.metrics import accuracy_score, f1_score
+
+from cprbench.adapt.data import Example
+from cprbench.errors import SpecError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model said about one item: the best choice, and every choice's log-likelihood."""
+
+    id: str
+    prediction: str
+    reference: str
+    nll: float  # minus the log-likelihood of the right choice, in nats
+    log_likelihoods: dict[str, float]
+
+    def row(self) -> dict[str, Any]:
+        """Return the line of predictions.jsonl."""
+        scores = {"nll": self.nll, "log_likelihoods": self.log_likelihoods}
+        return {"id": self.id, "prediction": self.prediction, "reference": self.reference, "scores": scores}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Prediction:
+        """Return a line of predictions.jsonl as a Prediction."""
+        scores = row["scores"]
+        return cls(row["id"], row["prediction"], row["reference"], scores["nll"], scores["log_likelihoods"])
+
+
+def predict(example: Example, log_likelihoods: Sequence[float]) -> Prediction:
+    """Return the prediction for an example: the first choice of highest log-likelihood."""
+    best = max(range(len(log_likelihoods)), key=lambda i: log_likelihoods[i])
+    by_choice = {c: round(v, 6) for c, v in zip(example.choices, log_likelihoods, strict=True)}
+    nll = -by_choice[example.reference]
+    return Prediction(example.id, example.choices[best], example.reference, nll, by_choice)
+
+
+def accuracy(predictions: Sequence[Prediction]) -> float:
+    """Return the share of right predictions, in [0, 1]."""
+    return float(accuracy_score([p.reference for p in predictions], [p.prediction for p in predictions]))
+
+
+def macro_f1(predictions: Sequence[Prediction]) -> float:
+    """Return the unweighted mean of the F1 of every label that occurs, in [0, 1] (PubMedQA's own rule)."""
+    truth, said = [p.reference for p in predictions], [p.prediction for p in predictions]
+    return float(f1_score(truth, said, average="macro", zero_division=0.0))
+
+
+def mean_nll(predictions: Sequence[Prediction]) -> float:
+    """Return the mean negative log-likelihood of the right choice, in nats; lower is better."""
+    return math.fsum(p.nll for p in predictions) / len(predictions)
+
+
+METRICS: dict[str, Callable[[Sequence[Prediction]], float]] = {
+    "accuracy": accuracy,
+    "macro_f1": macro_f1,
+    "nll": mean_nll,
+}
+
+
+def psi(predictions: Sequence[Prediction], metrics: Sequence[str]) -> dict[str, float]:
+    """Return the scores of `predictions` by metric name. Raises SpecError for none, or an unknown metric."""
+    if not predictions:
+        raise SpecError("nothing to score: there are no predictions.")
+    for name in metrics:
+        if name not in METRICS:
+            raise SpecError(f"unknown metric {name!r}. {did_you_mean(name, METRICS)}")
+    return {name: METRICS[name](predictions) for name in metrics}

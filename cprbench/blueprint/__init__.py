@@ -1,0 +1,1 @@
+"""Submodule statistics as files, and picking from them. No torch in this room."""

@@ -1,0 +1,1 @@
+"""Records -> what they say. Pure functions; the only place where gains and multiples are computed."""

@@ -1,0 +1,245 @@
+"""Gain, retained gain and multiple of full, per arm: the only formulas (DESIGN section 1, cpr).
+
+A gain is measured on the primary metric against method `head` of the same block where the model got a new random
+head, else against the untouched base. Runs are compared only inside a group: same task version, weights,
+hardware class, limits and recipe. Points only: intervals need three blocks and come with the statistics.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cprbench.spec import RESOURCES, RunRecord, better_by, sha256_of
+
+#: Why an arm has no cpr on a resource.
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number, or None with the reason why there is none."""
+
+    value: float | None
+    why: str | None = None
+
+    @classmethod
+    def none(cls, why: str) -> Figure:
+        """Return the absence of a number, with its reason."""
+        return cls(None, why)
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm of a group over its blocks."""
+
+    arm: str
+    method: str
+    blocks: tuple[int, ...]
+    failed: int
+    base: Figure
+    final: Figure
+    finals: tuple[float, ...]  # per block, in order of blocks
+    reference: Figure
+    gain: Figure
+    gamma: dict[str, Figure]  # mean per resource
+    seconds: Figure
+    retained_gain: Figure
+    multiple_of_full: dict[str, Figure]
+    trained_share: Figure
+    trials: int  # of the learning-rate search; its cost stands in search_seconds
+    search_seconds: Figure
+
+
+@dataclass(frozen=True)
+class Group:
+    """Arms that may be compared with one another."""
+
+    key: dict[str, Any]
+    metric: str
+    reference: str  # "head" or "base"
+    arms: tuple[ArmResult, ...]
+    failures: tuple[RunRecord, ...]
+
+
+def compare(records: Iterable[RunRecord]) -> list[Group]:
+    """Return the groups of comparable runs, each with its arms. Trials of a search only enter the search column."""
+    records = list(records)
+    trials = {r.run_id: r for r in records if r.role == "search"}
+    grouped: dict[str, list[RunRecord]] = defaultdict(list)
+    keys: dict[str, dict[str, Any]] = {}
+    for record in _latest(r for r in records if r.role != "search"):
+        key = group_key(record)
+        keys[sha256_of(key)] = key
+        grouped[sha256_of(key)].append(record)
+    order = sorted(grouped, key=lambda h: (keys[h]["task"], keys[h]["model"], str(keys[h]["suite"]), h))
+    return [_group(keys[h], grouped[h], trials) for h in order]
+
+
+def group_key(record: RunRecord) -> dict[str, Any]:
+    """Return what two runs must share to be compared."""
+    recipe = record.spec.training.model_dump(exclude={"learning_rate"})
+    named = record.suite if record.role == "run" else None
+    return {
+        "task": record.spec.task.name,
+        "task_version": record.spec.task.version,
+        "data_sha256": record.spec.task.data_sha256,
+        "model": record.spec.model.label,
+        "weights_sha256": record.spec.model.weights_sha256,
+        "hardware_class": record.environment.hardware_class,
+        "suite": named,
+        "suite_version": record.suite_version if named else None,
+        "limits": record.limits,
+        "role": record.role,
+        "recipe": recipe,
+    }
+
+
+def _latest(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Return the records without those that a later one repeats."""
+    records = list(records)
+    repeated = {r.previous for r in records if r.previous is not None}
+    return [r for r in records if r.run_id not in repeated]
+
+
+def _group(key: dict[str, Any], records: Sequence[RunRecord], trials: dict[str, RunRecord]) -> Group:
+    metric = records[0].psi.primary
+    good: dict[str, dict[int, RunRecord]] = defaultdict(dict)
+    for record in records:
+        if record.status == "ok":
+            good[record.arm][record.block] = record
+    head, full = good.get("head", {}), good.get("full", {})
+    # The reference depends on the model alone: a group without its head arm has no gain, never another one.
+    new_head = any(r.new_head_parameters for r in records)
+    names = sorted({r.arm for r in records}, key=lambda arm: (_rank(arm), arm))
+    arms = tuple(
+        _arm(name, [r for r in records if r.arm == name], metric, head if new_head else None, full, trials)
+        for name in names
+    )
+    failures = tuple(r for r in records if r.status != "ok")
+    return Group(key, metric, "head" if new_head else "base", arms, failures)
+
+
+def _rank(arm: str) -> int:
+    first = arm.split()[0]
+    return ("head", "full", "lora", "qlora").index(first) if first in ("head", "full", "lora", "qlora") else 9
+
+
+def _arm(
+    name: str,
+    records: Sequence[RunRecord],
+    metric: str,
+    head: dict[int, RunRecord] | None,
+    full: dict[int, RunRecord],
+    trials: dict[str, RunRecord],
+) -> ArmResult:
+    ok = {r.block: r for r in sorted(records, key=lambda r: r.block) if r.status == "ok"}
+    finals = {block: _score(r, metric, "final") for block, r in ok.items()}
+    bases = [_score(r, metric, "base") for r in ok.values()]
+    references = {
+        block: _score(r, metric, "base") if head is None else _score(head[block], metric, "final")
+        for block, r in ok.items()
+        if head is None or block in head
+    }
+    gains = {block: better_by(metric, finals[block], references[block]) for block in references}
+    no_reference = "no head run in the same block" if head is not None else "no run ended well"
+    searched = [r.search for r in ok.values() if r.search is not None]
+    trial_ids = sorted({i for search in searched for i in search.runs})
+    return ArmResult(
+        arm=name,
+        method=records[0].spec.method.name,
+        blocks=tuple(ok),
+        failed=len(records) - len(ok),
+        base=_mean(bases, "no run ended well"),
+        final=_mean(list(finals.values()), "no run ended well"),
+        finals=tuple(finals.values()),
+        reference=_mean(list(references.values()), no_reference),
+        gain=_mean(list(gains.values()), no_reference),
+        gamma={name: _mean([getattr(r.gamma, name) for r in ok.values()], NOT_MEASURED) for name in RESOURCES},
+        seconds=_mean([r.seconds.get("billed") for r in ok.values()], NOT_MEASURED),
+        retained_gain=_retained(gains, full, head, metric),
+        multiple_of_full={name: _multiple(gains, ok, full, head, metric, name) for name in RESOURCES},
+        trained_share=_mean(
+            [(r.trained_parameters or 0) / r.total_parameters for r in ok.values()], "no run ended well"
+        ),
+        trials=len(trial_ids),
+        search_seconds=_search_seconds(trial_ids, trials),
+    )
+
+
+def _search_seconds(ids: Sequence[str], trials: dict[str, RunRecord]) -> Figure:
+    if not ids:
+        return Figure.none("no search: the declared default rate")
+    if any(i not in trials for i in ids):
+        return Figure.none("the records of its trials are not here")
+    return Figure(sum(trials[i].seconds.get("billed") or 0.0 for i in ids))
+
+
+def _score(record: RunRecord, metric: str, when: str) -> float:
+    scores = getattr(record.psi, when)
+    return float(scores[metric])
+
+
+def _mean(values: Sequence[float | None], why: str) -> Figure:
+    """Return the mean, or the reason as soon as one value is missing: a mean of the rest would flatter."""
+    known = [value for value in values if value is not None]
+    return Figure(sum(known) / len(known)) if known and len(known) == len(values) else Figure.none(why)
+
+
+def _full_gains(
+    blocks: Iterable[int], full: dict[int, RunRecord], head: dict[int, RunRecord] | None, metric: str
+) -> dict[int, float] | None:
+    """Return full tuning's gain per block, None unless every block has it."""
+    gains = {}
+    for block in blocks:
+        if block not in full or (head is not None and block not in head):
+            return None
+        record = full[block]
+        before = _score(record, metric, "base") if head is None else _score(head[block], metric, "final")
+        gains[block] = better_by(metric, _score(record, metric, "final"), before)
+    return gains or None
+
+
+def _retained(
+    gains: dict[int, float], full: dict[int, RunRecord], head: dict[int, RunRecord] | None, metric: str
+) -> Figure:
+    """Return mean gain / mean gain of full, over the same blocks."""
+    reference = _full_gains(gains, full, head, metric)
+    if reference is None:
+        return Figure.none("no full run in every block")
+    if sum(reference.values()) <= 0:
+        return Figure.none("n/e: full_gain_not_positive")
+    return Figure(sum(gains.values()) / sum(reference.values()))
+
+
+def _multiple(
+    gains: dict[int, float],
+    ok: dict[int, RunRecord],
+    full: dict[int, RunRecord],
+    head: dict[int, RunRecord] | None,
+    metric: str,
+    resource: str,
+) -> Figure:
+    """Return how many times full tuning's gain per resource an arm reaches, paired by block.
+
+    mean g / mean(g_full,b * gamma_b / gamma_full,b). Negative gains have none: -1/10 would beat -1/1.
+    """
+    reference = _full_gains(gains, full, head, metric)
+    if reference is None:
+        return Figure.none("no full run in every block")
+    costs = {block: getattr(ok[block].gamma, resource) for block in gains}
+    full_costs = {block: getattr(full[block].gamma, resource) for block in gains}
+    if any(value is None for value in (*costs.values(), *full_costs.values())):
+        return Figure.none(NOT_MEASURED)
+    if sum(reference.values()) <= 0:
+        return Figure.none("n/e: full_gain_not_positive")
+    if sum(gains.values()) <= 0:
+        return Figure.none("n/e: gain_not_positive")
+    if any(value == 0 for value in (*costs.values(), *full_costs.values())):
+        return Figure.none("n/e: cost_is_zero")
+    scaled = sum(reference[b] * costs[b] / full_costs[b] for b in gains)
+    if scaled <= 0:
+        return Figure.none("n/e: full_gain_not_positive")
+    return Figure(sum(gains.values()) / scaled)

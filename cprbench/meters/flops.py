@@ -1,0 +1,325 @@
+"""FLOPs of the passes that a run executed, counted from shapes and sizes. Imports no torch.
+
+A product of an (m x k) and a (k x n) matrix is 2*m*n*k FLOPs, and only matrix products count: not elementwise
+work, norms, softmax, rotary angles, embedding look-ups and their scattered gradients, nor the optimizer. What
+counts is what autograd runs: a weight's gradient where it trains, an input's gradient where something before
+it in execution order has gradients, and below the lowest trained tensor no backward at all. Attention counts
+as plain mathematics (every pair of padded positions, key-value heads repeated, nothing computed twice),
+whichever kernel runs, so that a run counts the same on every machine. Padding is work done: it is part of
+the total and is shown apart. Sources: the modules of transformers 5, and torch's operator-level FLOP counter,
+with which the tests compare.
+
+    work.jsonl -> Pass;  config -> sizes -> plan of linears;  plan x trained -> rates;  rates x Pass -> Flops
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from cprbench.errors import ModelError, SpecError, StoreError, did_you_mean
+from cprbench.spec import canonical_json
+
+Kind = Literal["encoder", "causal"]
+Trains = Literal["nothing", "head", "all", "method"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One line of work.jsonl: a batch that went through the model, `times` times with the same shape.
+
+    `trains` says which tensors had gradients: "nothing", "head" (the new head), "all", or "method" (what the
+    method trains). Adapters are in the model in "method" passes and in no other, so a pass under no_grad
+    through a model with adapters is backward=False with trains="method". A forward that is repeated by
+    gradient checkpointing is a pass of its own with backward=False.
+    """
+
+    phase: str
+    attempt: int
+    backward: bool  # False: forward only, under no_grad
+    trains: Trains
+    batch: int  # sequences
+    length: int  # tokens per sequence, padding included
+    tokens: int  # real tokens, summed over the batch
+    scored: int  # rows that enter the output layer: the batch (encoder), positions with logits (causal)
+    times: int = 1
+    squared: int | None = None  # sum over sequences of (real tokens)^2; None: taken as tokens^2 / batch
+
+    def __post_init__(self) -> None:
+        for name in ("attempt", "batch", "length", "tokens", "scored", "times"):
+            value, least = getattr(self, name), 0 if name in ("tokens", "scored") else 1
+            if type(value) is not int or value < least:
+                raise SpecError(f"pass: {name} is {value!r}; it is a whole number of at least {least}.")
+        if self.trains not in ("nothing", "head", "all", "method"):
+            raise SpecError(f"pass: trains is {self.trains!r}; it is nothing, head, all or method.")
+        if type(self.backward) is not bool or not isinstance(self.phase, str):
+            raise SpecError(
+                f"pass: phase {self.phase!r} is a name and backward {self.backward!r} true or false."
+            )
+        if self.tokens > self.batch * self.length:
+            raise SpecError(
+                f"pass: {self.tokens} real tokens do not fit {self.batch} x {self.length} positions."
+            )
+        low, high = -(-(self.tokens**2) // self.batch), self.tokens * self.length
+        if self.squared is not None and not (type(self.squared) is int and low <= self.squared <= high):
+            raise SpecError(f"pass: squared is {self.squared!r}; these shapes allow {low} to {high}.")
+
+    def line(self) -> str:
+        """Return the line of work.jsonl."""
+        return canonical_json({name: value for name, value in asdict(self).items() if value is not None})
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Pass:
+        """Return the pass in a decoded line of work.jsonl. Raises StoreError when it is not one."""
+        try:
+            return cls(**data)
+        except (TypeError, SpecError) as error:
+            raise StoreError(f"work.jsonl: {data!r:.120} is not a pass ({error}).") from None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a method trains, in cells of the partition (DESIGN section 1).
+
+    Without `lora`, every weight, norm and bias of `cells` has gradients; so has the new task head where
+    `new_head`. With `lora`, these cells' own tensors stay frozen, and each linear that `lora` names has an
+    adapter of that rank in every layer whose cell is in `cells`. Names are a linear's dotted name inside its
+    layer: "attention.self.query", "mlp.gate_proj", "attn.c_attn".
+    """
+
+    cells: frozenset[str]
+    new_head: bool
+    lora: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Matrix-multiplication FLOPs; `padding` is the part of `total` that padding positions cost."""
+
+    total: int = 0
+    padding: int = 0
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.total + other.total, self.padding + other.padding)
+
+
+# --- architectures ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How model types of one build name their sizes, and the linears inside a layer in execution order."""
+
+    kind: Kind
+    keys: tuple[str, ...]  # hidden size, layers, heads, feed-forward size, then what else would be guessed
+    attn: tuple[str, ...]  # the linears that read the cell's input, then the one that writes its output
+    ffn: tuple[str, ...]
+    norm_first: bool = False  # each cell normalises its input, not its output
+    pooler: bool = False  # a pooler of the model (cell "head") stands before the new classifier
+
+
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_LM = ("vocab_size", "tie_word_embeddings")
+#: Every config key that the count reads; a record stores these in spec.model.config.
+KEPT_CONFIG_KEYS = (
+    *("model_type", *_SIZES, *_LM, "num_key_value_heads", "head_dim", "add_cross_attention"),
+    *("n_embd", "n_layer", "n_head", "n_inner", "dim", "n_layers", "n_heads", "hidden_dim"),
+)
+_NULLABLE = frozenset({"head_dim", "n_inner", "num_key_value_heads"})  # None: follows from other sizes
+
+_BERT_ATTN = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+_BERT = _Family("encoder", _SIZES, _BERT_ATTN, ("intermediate.dense", "output.dense"), pooler=True)
+_ROBERTA = replace(_BERT, pooler=False)
+_DISTILBERT_ATTN = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin")
+_DISTILBERT_KEYS = ("dim", "n_layers", "n_heads", "hidden_dim")
+_LLAMA_ATTN = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_LLAMA_FFN = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_LLAMA_KEYS = (*_SIZES, *_LM, "num_key_value_heads")
+_LLAMA = _Family("causal", _LLAMA_KEYS, _LLAMA_ATTN, _LLAMA_FFN, norm_first=True)
+_GPT2_KEYS = ("n_embd", "n_layer", "n_head", "n_inner", *_LM)
+_FAMILIES = {
+    "bert": _BERT,
+    "camembert": _ROBERTA,
+    "distilbert": _Family("encoder", _DISTILBERT_KEYS, _DISTILBERT_ATTN, ("ffn.lin1", "ffn.lin2")),
+    "gemma": replace(_LLAMA, keys=(*_LLAMA_KEYS, "head_dim")),
+    "gpt2": _Family("causal", _GPT2_KEYS, ("attn.c_attn", "attn.c_proj"), ("mlp.c_fc", "mlp.c_proj"), True),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": replace(_LLAMA, keys=(*_LLAMA_KEYS, "head_dim")),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+}
+
+
+def supported(config: Mapping[str, Any]) -> str | None:
+    """Return None when the FLOPs of this architecture can be counted, else why not."""
+    name = config.get("model_type")
+    family = _FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None:
+        return f"model_type {name!r} has no FLOP count (counted: {', '.join(_FAMILIES)})"
+    for key in family.keys:
+        value = config.get(key)
+        fits = isinstance(value, bool) if key == "tie_word_embeddings" else type(value) is int and value > 0
+        if not fits and not (key in _NULLABLE and key in config and value is None):
+            return f"model_type {name!r}: {key} is {value!r} in its config, so its FLOPs cannot be counted"
+    if config.get("add_cross_attention"):
+        return f"model_type {name!r}: cross-attention has no FLOP count"
+    return None
+
+
+def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a model's config that the count reads."""
+    return {key: config[key] for key in KEPT_CONFIG_KEYS if key in config}
+
+
+@dataclass(frozen=True)
+class _Linear:
+    name: str  # inside its layer; outside of layers the cell of its weight, "new" for the new task head
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A model's matrix products in execution order: `layers` times attn and ffn, then `rows`."""
+
+    layers: int
+    norm_first: bool
+    width: int  # heads x head size: what a pair of positions multiplies, once for scores, once for context
+    attn: tuple[_Linear, ...]  # query, key and value (or all in one), then output
+    ffn: tuple[_Linear, ...]
+    rows: tuple[_Linear, ...]  # pooler and classifier, or lm_head
+
+    def walk(self) -> Iterator[tuple[str, tuple[_Linear, ...]]]:
+        """Yield (cell, its linears) in execution order."""
+        for layer in range(self.layers):
+            yield f"attn.{layer}", self.attn
+            yield f"ffn.{layer}", self.ffn
+
+    def cells(self) -> frozenset[str]:
+        return frozenset({"embed", "head", *(cell for cell, _ in self.walk())})
+
+
+def _plan(config: Mapping[str, Any], kind: Kind, labels: int | None) -> _Plan:
+    why = supported(config)
+    if why is not None:
+        raise ModelError(f"{why}.")
+    family = _FAMILIES[config["model_type"]]
+    if family.kind != kind:
+        raise ModelError(f"model_type {config['model_type']!r} is counted as {family.kind}, not as {kind}.")
+    if kind == "encoder" and (labels is None or labels < 1):
+        raise SpecError(f"labels is {labels!r}: an encoder's new classifier has at least one output.")
+    hidden, layers, heads, feed = (config[key] for key in family.keys[:4])
+    feed, head_size = feed or 4 * hidden, config.get("head_dim") or hidden // heads
+    width, kv = heads * head_size, (config.get("num_key_value_heads") or heads) * head_size
+    reads = (width, kv, kv) if len(family.attn) == 4 else (width + 2 * kv,)
+    attn = [_Linear(name, hidden, outputs) for name, outputs in zip(family.attn[:-1], reads, strict=True)]
+    attn.append(_Linear(family.attn[-1], width, hidden))
+    ffn = [*(_Linear(name, hidden, feed) for name in family.ffn[:-1]), _Linear(family.ffn[-1], feed, hidden)]
+    if kind == "causal":
+        rows = [_Linear("embed" if config["tie_word_embeddings"] else "head", hidden, config["vocab_size"])]
+    else:
+        pooler = _Linear("head" if family.pooler else "new", hidden, hidden)
+        rows = [pooler, _Linear("new", hidden, labels or 0)]
+    return _Plan(layers, family.norm_first, width, tuple(attn), tuple(ffn), tuple(rows))
+
+
+# --- the count --------------------------------------------------------------------------------------
+
+
+def pass_flops(config: Mapping[str, Any], kind: Kind, labels: int | None, trained: Trained, p: Pass) -> Flops:
+    """Return the FLOPs of one line of work.jsonl, its `times` included.
+
+    `config` is the model's config as a dict, or its `sizes`; `labels` the outputs of an encoder's classifier.
+    Raises ModelError for an architecture that cannot be counted, and SpecError for cells or linears that the
+    model does not have and for a backward pass in which nothing has gradients.
+    """
+    return count(config, kind, labels, trained, [p])[p.phase, p.attempt]
+
+
+def count(
+    config: Mapping[str, Any], kind: Kind, labels: int | None, trained: Trained, passes: Iterable[Pass]
+) -> dict[tuple[str, int], Flops]:
+    """Return the FLOPs of all passes by (phase, attempt). Raises what `pass_flops` raises."""
+    plan = _plan(config, kind, labels)
+    for cell in sorted(trained.cells - plan.cells()):
+        raise SpecError(f"the model has no submodule {cell!r}. {did_you_mean(cell, plan.cells())}")
+    linears = {linear.name for linear in (*plan.attn, *plan.ffn)}
+    for name, rank in (trained.lora or {}).items():
+        if name not in linears or rank < 1:
+            raise SpecError(f"no adapter of rank {rank} fits {name!r}. {did_you_mean(name, linears)}")
+    rates: dict[tuple[Trains, bool], _Rates] = {}
+    found: dict[tuple[str, int], Flops] = {}
+    for p in passes:
+        if (p.trains, p.backward) not in rates:
+            rates[p.trains, p.backward] = _rates(plan, trained, p.trains, p.backward)
+        found[p.phase, p.attempt] = found.get((p.phase, p.attempt), Flops()) + rates[p.trains, p.backward].of(
+            p
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """FLOPs per position, per pair of positions of one sequence, and per row of the output layer."""
+
+    position: int
+    pair: int
+    row: int
+
+    def of(self, p: Pass) -> Flops:
+        positions, pairs = p.batch * p.length, p.batch * p.length**2
+        real_pairs = -(-(p.tokens**2) // p.batch) if p.squared is None else p.squared
+        padding = self.position * (positions - p.tokens) + self.pair * (pairs - real_pairs)
+        total = self.position * positions + self.pair * pairs + self.row * p.scored
+        return Flops(p.times * total, p.times * padding)
+
+
+def _rates(plan: _Plan, trained: Trained, trains: Trains, backward: bool) -> _Rates:
+    """Walk the model in execution order; `live`: the hidden states have gradients at this place."""
+    method = trains == "method"
+    ranks = trained.lora or {} if method else {}
+    own = (
+        plan.cells() if trains == "all" else trained.cells if method and trained.lora is None else frozenset()
+    )
+    new_head = trained.new_head if method else trains in ("head", "all")
+    live = "embed" in own
+    position = pair = row = 0
+    for cell, linears in plan.walk():
+        weights, adapters = cell in own, ranks if cell in trained.cells else {}
+        reads = live or (weights and plan.norm_first)
+        made = []  # which outputs of the reading linears have gradients
+        for linear in linears[:-1]:
+            cost, grad = _product(linear, reads, weights, adapters.get(linear.name, 0), backward)
+            position += cost
+            made.append(grad)
+        if linears is plan.attn:
+            query, key, value = made if len(made) == 3 else made * 3
+            pair += 2 * plan.width * (2 + backward * (query + key + (query or key) + value))
+        cost, grad = _product(linears[-1], any(made), weights, adapters.get(linears[-1].name, 0), backward)
+        position += cost
+        live = live or grad
+    live = live or (plan.norm_first and "head" in own)  # the final norm
+    for linear in plan.rows:
+        weights = new_head if linear.name == "new" else linear.name in own
+        cost, live = _product(linear, live, weights, 0, backward)
+        row += cost
+    if backward and not live:
+        raise SpecError(
+            f"a backward pass in which nothing has gradients cannot have run (trains={trains!r})."
+        )
+    return _Rates(position, pair, row)
+
+
+def _product(linear: _Linear, reads: bool, weights: bool, rank: int, backward: bool) -> tuple[int, bool]:
+    """Return the FLOPs per row of a linear with its adapter, and whether its output has gradients.
+
+    `reads`: its input has gradients; `weights`: its weight trains; `rank`: of its adapter, 0 without one.
+    """
+    once, down, up = 2 * linear.inputs * linear.outputs, 2 * linear.inputs * rank, 2 * rank * linear.outputs
+    cost = once + down + up
+    if backward:
+        cost += once * (reads + weights) + down * (reads + 1) + up * 2
+    return cost, reads or weights or rank > 0

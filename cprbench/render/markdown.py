@@ -1,0 +1,127 @@
+"""The Markdown report: for a README or a pull request. Pure: records in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cprbench.judge.cpr import ArmResult, Group, compare
+from cprbench.render.numbers import number, percent, resource_title, score, signed, times
+from cprbench.spec import RESOURCES, RunRecord
+
+
+def render_report(records: Sequence[RunRecord], damaged: Mapping[str, str] | None = None) -> str:
+    """Return the report of records as Markdown; directories that could not be read are named at its end."""
+    parts = ["# Capability per resource", ""]
+    groups = compare(records)
+    if not groups:
+        parts += ["There are no runs to report.", ""]
+    for group in groups:
+        parts += _group(group, records)
+    if damaged:
+        parts += ["## Damaged records, left out", ""]
+        parts += [f"- `{escape(name)}`: {escape(why)}" for name, why in sorted(damaged.items())]
+        parts += [""]
+    return "\n".join(parts)
+
+
+def escape(text: str) -> str:
+    """Return text that Markdown and its tables show as it is."""
+    for mark in "\\`*_[]<>|#":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+def headline(group: Group) -> str:
+    """Return the one-line answer: how much of full's gain each method keeps at which cost."""
+    words = []
+    for arm in group.arms:
+        kept, cost = arm.retained_gain, arm.multiple_of_full["flops"]
+        if arm.method in ("head", "full") or kept.value is None:
+            continue
+        multiple = f" ({times(cost)} full's gain per FLOP)" if cost.value is not None else ""
+        words.append(f"{arm.arm} keeps {percent(kept)} of full's gain{multiple}")
+    return "; ".join(words) + "." if words else "No arm can be compared with full tuning here."
+
+
+def _group(group: Group, records: Sequence[RunRecord]) -> list[str]:
+    key = group.key
+    suite = f", suite {key['suite']} v{key['suite_version']}" if key["suite"] else ""
+    limits = "".join(f", {name} {value}" for name, value in sorted(key["limits"].items()))
+    blocks = max((len(arm.blocks) for arm in group.arms), default=0)
+    parts = [
+        f"## {escape(key['task'])} v{key['task_version']} x {escape(key['model'])}",
+        "",
+        headline(group),
+        "",
+        f"{escape(key['hardware_class'])}{suite}{limits}. {blocks} block{'s' if blocks != 1 else ''}: "
+        + ("points, no interval." if blocks < 3 else "means over blocks."),
+    ]
+    if key["role"] == "smoke":
+        parts.append("Limits were given on the command line: these runs are a smoke test and never rank.")
+    against = (
+        "method head (the model got a new random head)" if group.reference == "head" else "the untouched base"
+    )
+    parts += ["", f"Gains are on {group.metric}, against {against} in the same block.", ""]
+    parts += _table(
+        ["arm", "blocks", "base", "reference", "final", "per block", "gain", "retained gain", "parameters trained"],
+        [
+            [
+                escape(arm.arm),
+                str(len(arm.blocks)),
+                score(arm.base),
+                score(arm.reference),
+                score(arm.final),
+                " ".join(f"{value:.3f}" for value in arm.finals),
+                signed(arm.gain),
+                percent(arm.retained_gain),
+                percent(arm.trained_share),
+            ]
+            for arm in group.arms
+        ],
+    )
+    parts += ["Cost per run, selection included (billed: select + train, over all attempts):", ""]
+    parts += _table(
+        ["arm", "seconds", *(resource_title(r) for r in RESOURCES), "search"],
+        [
+            [escape(arm.arm), number(arm.seconds), *(number(arm.gamma[r]) for r in RESOURCES), _search(arm)]
+            for arm in group.arms
+        ],
+    )
+    parts += ["Multiple of full: gain per resource, as a multiple of full tuning's (read it beside retained gain):", ""]
+    parts += _table(
+        ["arm", "retained gain", *(resource_title(r) for r in RESOURCES)],
+        [
+            [escape(arm.arm), percent(arm.retained_gain), *(times(arm.multiple_of_full[r]) for r in RESOURCES)]
+            for arm in group.arms
+            if arm.method != "full"
+        ],
+    )
+    parts += _missing([r for r in records if r.status == "ok" and any(r.arm == a.arm for a in group.arms)])
+    if group.failures:
+        parts += ["Runs that did not end well:", ""]
+        parts += [
+            f"- `{r.run_id}` {escape(r.arm)}, block {r.block}: {r.status}: {escape(r.error or '')}"
+            for r in group.failures
+        ]
+        parts += [""]
+    return parts
+
+
+def _search(arm: ArmResult) -> str:
+    if not arm.trials:
+        return "none (declared rate)"
+    return f"{arm.trials} trials, {number(arm.search_seconds)} s"
+
+
+def _missing(records: Sequence[RunRecord]) -> list[str]:
+    """Return what was not measured and why, once per quantity and reason."""
+    reasons = sorted({(r.quantity, r.why_missing) for record in records for r in record.readings if r.why_missing})
+    if not reasons:
+        return []
+    lines = [f"- {quantity}: {escape(str(why))}" for quantity, why in reasons]
+    return ["Not measured, and why:", "", *lines, ""]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]

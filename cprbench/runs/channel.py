@@ -1,0 +1,74 @@
+"""The line between parent and child: JSON lines over two pipes, so that stray prints cannot break it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from cprbench.spec import canonical_json
+
+
+class Channel:
+    """The child's end. Times are seconds of the monotonic clock, which both processes share."""
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self._in = os.fdopen(read_fd, "r", encoding="utf-8")
+        self._out = os.fdopen(write_fd, "w", encoding="utf-8", buffering=1)
+        self._open: str | None = None
+        self.seconds: dict[str, float] = {}  # by phase, of the windows closed so far
+        self._since = 0.0
+
+    def send(self, event: str, **fields: Any) -> None:
+        """Tell the parent something."""
+        self._out.write(canonical_json({"event": event, **fields}) + "\n")
+
+    def start(self, phase: str) -> None:
+        """Open a phase now."""
+        self._open, self._since = phase, time.monotonic()
+        self.send("start", phase=phase, t=self._since)
+
+    def end(self, values: Mapping[str, float] | None = None) -> None:
+        """Close the open phase now and wait until the parent has read its meters; the wait is in no phase."""
+        now = time.monotonic()
+        phase, self._open = self._open, None
+        if phase is None:
+            return
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
+        self.send("end", phase=phase, t=now, values=dict(values or {}))
+        self._in.readline()
+
+    def adopt(self, phase: str, since: float) -> None:
+        """Take over a phase that the parent opened before this process existed."""
+        self._open, self._since = phase, since
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Run a phase; one that is open around it is interrupted and goes on afterwards."""
+        outer = self._open
+        if outer is not None:
+            self.end()
+        self.start(name)
+        try:
+            yield
+        finally:
+            self.end()
+            if outer is not None:
+                self.start(outer)
+
+    def billed_seconds(self, phases: tuple[str, ...]) -> float:
+        """Return the seconds so far in `phases`, the open one included."""
+        running = time.monotonic() - self._since if self._open in phases else 0.0
+        return running + sum(self.seconds.get(phase, 0.0) for phase in phases)
+
+
+def parse_event(line: str) -> dict[str, Any] | None:
+    """Return an event sent by a child; None for a line torn by its death."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None

@@ -1,0 +1,153 @@
+"""Spawn a child, listen to it, read the meters when it changes phase, and say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cprbench.meters import Meter
+from cprbench.meters.memory import MemoryMeter
+from cprbench.meters.recorder import Recorder
+from cprbench.runs.channel import parse_event
+from cprbench.runs.store import SAMPLES
+from cprbench.spec import Status
+
+_GRACE_SECONDS = 5.0
+LOG = "child.log"
+Observer = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a child ended: its result, or a status with what went wrong."""
+
+    status: Status
+    result: dict[str, Any] | None
+    error: str | None
+    error_kind: str | None = None
+
+
+def run_child(
+    job: Mapping[str, Any],
+    folder: Path,
+    observe: Observer,
+    *,
+    offline: bool,
+    meter: bool = True,
+    meters: Sequence[Meter] = (),
+) -> Outcome:
+    """Run a job in a spawned child with its own process group and return how it ended.
+
+    `offline`: the child may open no connection. `meter`: samples.jsonl is written into `folder`. A child that
+    raises, dies or is interrupted (Ctrl-C) comes back as an Outcome, never as an exception.
+    """
+    to_child, from_child = os.pipe(), os.pipe()
+    job = {**job, "launched": time.monotonic()} if meter else job
+    path = folder / "job.json"
+    path.write_text(json.dumps(job), encoding="utf-8")
+    command = [sys.executable, "-m", "cprbench.runs.worker", str(path), str(to_child[0]), str(from_child[1])]
+    with (folder / LOG).open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(to_child[0], from_child[1]),
+            start_new_session=True,
+            env=_environment(offline),
+        )
+    os.close(to_child[0])
+    os.close(from_child[1])
+    oom_before = _oom_kills()
+    with (
+        os.fdopen(to_child[1], "w", encoding="utf-8", buffering=1) as line_out,
+        os.fdopen(from_child[0], "r", encoding="utf-8") as lines_in,
+    ):
+        try:
+            if not meter:
+                outcome = _listen(lines_in, None, line_out, observe)
+            else:
+                own: list[Meter] = [MemoryMeter(process.pid), *meters]
+                with Recorder(folder / SAMPLES, own, job["attempt"]) as recorder:
+                    recorder.edge("setup", "start", job["launched"], {})
+                    outcome = _listen(lines_in, recorder, line_out, observe)
+        except KeyboardInterrupt:
+            outcome = Outcome("interrupted", None, "interrupted by Ctrl-C")
+        finally:
+            _stop(process)
+    path.unlink()
+    if outcome is not None:
+        return outcome
+    return _death(process.returncode, folder / LOG, oom=_oom_kills() > oom_before)
+
+
+def _environment(offline: bool) -> dict[str, str]:
+    env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+    if offline:
+        env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return env
+
+
+def _listen(lines: Any, recorder: Recorder | None, line_out: Any, observe: Observer) -> Outcome | None:
+    """Follow a child's events to its result or error; None when it falls silent without either."""
+    for line in lines:
+        event = parse_event(line)
+        if event is None:
+            return None
+        match event["event"]:
+            case "start" if recorder is not None:
+                recorder.edge(event["phase"], "start", event["t"], {})
+            case "end":
+                if recorder is not None:
+                    recorder.edge(event["phase"], "end", event["t"], event["values"])
+                with contextlib.suppress(BrokenPipeError):  # the child died meanwhile; the loop will see it
+                    line_out.write("\n")
+            case "result":
+                return Outcome("ok", event["result"], None)
+            case "error":
+                return Outcome(event["status"], None, event["message"], event["kind"])
+        if recorder is not None and "cuda_reserved_bytes" in event:
+            recorder.sample({k: v for k, v in event.items() if k.startswith("cuda_")})
+        observe(event)
+    return None
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the child's whole process group: what it does after its last word is not part of the run."""
+    for number, patience in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, None)):
+        try:
+            process.wait(timeout=0.5 if number == signal.SIGTERM else 0)
+            break
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=patience)
+
+
+def _oom_kills() -> int:
+    """Return how many processes of this control group the kernel has killed for want of memory."""
+    try:
+        text = Path("/sys/fs/cgroup/memory.events").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill "))
+
+
+def _death(code: int, log: Path, *, oom: bool) -> Outcome:
+    if code < 0:
+        name = signal.Signals(-code).name
+        if oom and -code == signal.SIGKILL:
+            return Outcome("out_of_memory", None, f"the kernel killed the child for want of memory ({name})")
+        return Outcome("failed", None, f"the child was killed by {name}")
+    tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
+    return Outcome("failed", None, f"the child ended with code {code} and no result. Its last words:\n{tail}")

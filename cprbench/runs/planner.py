@@ -1,0 +1,253 @@
+"""Suite -> runs. Everything is checked here, before anything runs. Imports no torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cprbench
+from cprbench.adapt.methods import Method, arm_label, build_method, settings_of
+from cprbench.adapt.selection import check_selection
+from cprbench.errors import SpecError, TrainingError, did_you_mean
+from cprbench.spec import (
+    ArmSpec,
+    Choice,
+    ModelRef,
+    RunSpec,
+    Scalar,
+    Search,
+    SuiteSpec,
+    TaskRef,
+    TaskSpec,
+    TrainingSpec,
+    block_seed,
+    sha256_of,
+)
+from cprbench.tasks import training_for
+
+Role = Literal["run", "search", "smoke"]
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What a task and a model turned out to be (worker.inspect)."""
+
+    task: TaskSpec
+    task_ref: TaskRef
+    counts: Mapping[str, int]
+    model: ModelRef
+    sizes: Mapping[str, int]  # submodule -> parameters
+    has_new_head: bool
+
+    @classmethod
+    def of(cls, task: TaskSpec, found: Mapping[str, Any]) -> Inspected:
+        """Return the answer of an inspecting child as an Inspected."""
+        ref = TaskRef(name=task.name, version=task.version, data_sha256=found["data_sha256"])
+        model = ModelRef.model_validate(found["model"])
+        return cls(task, ref, found["counts"], model, found["sizes"], bool(found["new_head"]))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with its settings and a selection, ready to be planned."""
+
+    method: Method
+    selection: str
+
+    @property
+    def label(self) -> str:
+        """The arm's name: "partial k=0.15"."""
+        chosen = "" if self.selection == "all" else f" selection={self.selection}"
+        return arm_label(self.method) + chosen
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run to do."""
+
+    run_id: str
+    spec: RunSpec
+    task: TaskSpec
+    arm: str
+    block: int
+    role: Role
+    suite: str | None
+    suite_version: int | None
+    limits: dict[str, int]
+    search: Search | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps if every example of the plan trains (an estimate for progress)."""
+        size = self.spec.training.max_examples or 0
+        return -(-size // self.spec.training.batch_size) * self.spec.training.epochs
+
+
+def arms_of(specs: Sequence[ArmSpec]) -> list[Arm]:
+    """Return the arms of a suite; list-valued settings make one arm per combination.
+
+    Raises SpecError for unknown methods, settings and selections, and for arms that are the same twice.
+    """
+    arms: list[Arm] = []
+    for spec in specs:
+        check_selection(spec.selection)
+        if spec.selection_settings:
+            raise SpecError(f"selection {spec.selection!r} has no settings, found {spec.selection_settings}.")
+        lists = {key: value if isinstance(value, list) else [value] for key, value in spec.settings.items()}
+        for values in itertools.product(*lists.values()):
+            arm = Arm(build_method(spec.method, dict(zip(lists, values, strict=True))), spec.selection)
+            if arm in arms:
+                raise SpecError(f"arm {arm.label!r} is listed twice. Leave one out.")
+            arms.append(arm)
+    return arms
+
+
+def plan(
+    suite: SuiteSpec,
+    inspected: Sequence[Inspected],
+    arms: Sequence[Arm],
+    *,
+    settings: Mapping[str, Any],
+    searched: Mapping[tuple[str, str, str], Search] | None = None,
+    chosen_rates: Mapping[tuple[str, str, str], float] | None = None,
+) -> list[Planned]:
+    """Return the runs of a suite, block by block; within a block arms are in an order of their own hash.
+
+    `settings`: training settings of the command line, over those of the suite. `chosen_rates`: learning rates
+    found by a search, by (task, model, arm). Raises SpecError or MethodError before anything runs.
+    """
+    runs: list[Planned] = []
+    for found in inspected:
+        for block in range(suite.blocks):
+            group = [
+                _planned(suite, found, arm, block, settings, searched or {}, chosen_rates or {}) for arm in arms
+            ]
+            # Shuffled, so that a machine that drifts does not favour the arm that always comes first.
+            runs += sorted(group, key=lambda run: sha256_of([run.spec.seed, run.arm]))
+    return runs
+
+
+def plan_search(
+    suite: SuiteSpec,
+    inspected: Sequence[Inspected],
+    arms: Sequence[Arm],
+    *,
+    settings: Mapping[str, Any],
+    rates: Sequence[float],
+) -> dict[tuple[str, str, str], list[Planned]]:
+    """Return the trials of a learning-rate search by (task, model, arm): block 0's seed, validation NLL only."""
+    trials: dict[tuple[str, str, str], list[Planned]] = {}
+    for found in inspected:
+        if not found.counts["validation"]:
+            raise SpecError(f"task {found.task.name!r} has no validation split, so no rate can be searched on it.")
+        for arm in arms:
+            key = (found.task.name, found.model.source, arm.label)
+            trials[key] = [
+                _planned(suite, found, arm, 0, {**settings, "learning_rate": rate}, {}, {}, role="search")
+                for rate in rates
+            ]
+    return trials
+
+
+def _planned(
+    suite: SuiteSpec,
+    found: Inspected,
+    arm: Arm,
+    block: int,
+    settings: Mapping[str, Any],
+    searched: Mapping[tuple[str, str, str], Search],
+    rates: Mapping[tuple[str, str, str], float],
+    role: Role | None = None,
+) -> Planned:
+    arm.method.check(found.model.kind, found.sizes, sum(found.sizes.values()))
+    key = (found.task.name, found.model.source, arm.label)
+    own = {key: value for key, value in settings.items() if key in ("max_examples", "eval_items")}
+    recipe = training_for(found.task, {**suite.limits, **suite.training, **settings}, "--set")
+    if recipe.learning_rate is None:
+        rate = rates.get(key) or arm.method.learning_rates[found.model.kind]
+        recipe = recipe.model_copy(update={"learning_rate": rate})
+    _check_examples(found, recipe)
+    seed = block_seed(found.task.name, found.task.version, found.model.weights_sha256, block)
+    method = Choice(name=arm.method.name, settings=settings_of(arm.method))
+    selection = Choice(name=arm.selection)
+    spec = RunSpec(
+        task=found.task_ref, model=found.model, method=method, selection=selection, seed=seed, training=recipe
+    )
+    role = role or ("smoke" if own else "run")
+    limits = {k: v for k, v in (("max_examples", recipe.max_examples), ("eval_items", recipe.eval_items)) if v}
+    named = suite.name is not None
+    return Planned(
+        run_id=run_id(spec, block, role),
+        spec=spec,
+        task=found.task,
+        arm=arm.label,
+        block=block,
+        role=role,
+        suite=suite.name if named else None,
+        suite_version=suite.version if named else None,
+        limits=limits,
+        search=searched.get(key),
+    )
+
+
+def _check_examples(found: Inspected, recipe: TrainingSpec) -> None:
+    available = found.counts["train"]
+    wanted = available if recipe.max_examples is None else min(available, recipe.max_examples)
+    if wanted == 0:
+        raise TrainingError(
+            f"task {found.task.name!r}: zero training examples (the split holds {available}, "
+            f"training.max_examples is {recipe.max_examples}). Nothing can be learned from none."
+        )
+
+
+def run_id(spec: RunSpec, block: int, role: str) -> str:
+    """Return the id of a run: a hash of what can change its result, of its block and of our minor version.
+
+    The model counts by its weights, not by the path or name under which it was found; hardware is not in it.
+    """
+    content = spec.model_dump(mode="json")
+    content["model"] = {"weights_sha256": spec.model.weights_sha256, "kind": spec.model.kind}
+    minor = ".".join(cprbench.__version__.split(".")[:2])
+    return sha256_of({"spec": content, "block": block, "role": role, "version": minor})[:16]
+
+
+def read_settings(pairs: Sequence[str]) -> dict[str, dict[str, list[Scalar]]]:
+    """Return --set ROOM.KEY=VALUE[,VALUE…] as room -> key -> values.
+
+    Rooms are method names, `training` and `select`. Raises SpecError with the nearest known room.
+    """
+    from cprbench.adapt.methods import METHODS
+
+    found: dict[str, dict[str, list[Scalar]]] = {}
+    for pair in pairs:
+        path, equals, text = pair.partition("=")
+        room, dot, key = path.partition(".")
+        if not equals or not dot or not key or not text:
+            raise SpecError(f"--set {pair!r}: write ROOM.KEY=VALUE, for example --set partial.k=0.15.")
+        rooms = [*METHODS, "training", "select"]
+        if room not in rooms:
+            raise SpecError(f"--set {pair!r}: unknown room {room!r}. {did_you_mean(room, rooms)}")
+        if room == "select":
+            room, key = "training", f"select_{key}"
+        values = [_scalar(part) for part in text.split(",")]
+        if room == "training" and len(values) > 1:
+            raise SpecError(f"--set {pair!r}: the recipe is the same for all arms, so it takes one value.")
+        if room == "training" and key not in TrainingSpec.model_fields:
+            hint = did_you_mean(key, TrainingSpec.model_fields)
+            raise SpecError(f"--set {pair!r}: unknown setting training.{key}. {hint}")
+        found.setdefault(room, {})[key] = values
+    return found
+
+
+def _scalar(text: str) -> Scalar:
+    words: dict[str, Scalar] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

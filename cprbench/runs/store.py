@@ -1,0 +1,178 @@
+"""Records on disk. A run is one directory; it exists once its manifest does, and never changes afterwards."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cprbench.errors import SpecError, StoreError
+from cprbench.spec import RunRecord, parse
+
+_RUN_ID = re.compile(r"^[0-9a-f]{16}(-[0-9]+)?$")
+#: What a run consists of besides its manifest. A folder of kept weights may stand beside them.
+RECORD, HISTORY, SAMPLES, PREDICTIONS = "record.json", "history.jsonl", "samples.jsonl", "predictions.jsonl"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stored run: its record and where its files are."""
+
+    record: RunRecord
+    folder: Path
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of one of the run's .jsonl files, [] where the run has no such file."""
+        path = self.folder / name
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All runs found, in order of id, and every damaged directory with what is wrong with it."""
+
+    runs: list[Run]
+    damaged: dict[str, str] = field(default_factory=dict)
+
+
+class Store:
+    """A folder of runs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def open_for_writing(self) -> None:
+        """Create the folder and try it out. Raises StoreError when it cannot be written."""
+        probe = self.root / ".work" / f".probe-{os.getpid()}"
+        with _readable_errors(self.root):
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.write_text("can this folder be written?\n", encoding="utf-8")
+            probe.unlink()
+
+    def latest(self, run_id: str) -> Run | None:
+        """Return the last run with this id or a retry of it, None if there is none."""
+        found = None
+        for candidate in _retries(run_id):
+            if not (self.root / candidate / MANIFEST).exists():
+                return found
+            found = load_run(self.root / candidate)
+        return found
+
+    def next_id(self, run_id: str) -> str:
+        """Return the first id of `run_id`, `run_id`-2, … that no run has."""
+        return next(i for i in _retries(run_id) if not (self.root / i / MANIFEST).exists())
+
+    def begin(self, run_id: str) -> Path:
+        """Return an empty attempt folder for a run."""
+        folder = self.root / ".work" / run_id / "attempt-1"
+        with _readable_errors(self.root):
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            folder.mkdir(parents=True)
+        return folder
+
+    def commit(self, attempt: Path, record: RunRecord) -> Path:
+        """Write the record and the manifest into the attempt folder and move it to its place.
+
+        Everything is on disk before the move; a crash at any point leaves either no run or the whole run.
+        """
+        target = self.root / record.run_id
+        with _readable_errors(self.root):
+            text = json.dumps(record.model_dump(by_alias=True, mode="json"), indent=1, ensure_ascii=False)
+            (attempt / RECORD).write_text(text + "\n", encoding="utf-8")
+            files = sorted(path for path in attempt.rglob("*") if path.is_file())
+            hashes = {path.relative_to(attempt).as_posix(): _sync_and_hash(path) for path in files}
+            manifest = attempt / MANIFEST
+            manifest.write_text(json.dumps({"files": hashes}, indent=1) + "\n", encoding="utf-8")
+            _sync_and_hash(manifest)
+            os.rename(attempt, target)
+            shutil.rmtree(attempt.parent, ignore_errors=True)
+            _sync_folder(self.root)
+        return target
+
+
+def load_run(folder: Path) -> Run:
+    """Return the run in a directory. Raises StoreError when a file is absent, altered or unreadable."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, expected in manifest.items():
+            actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            if actual != expected:
+                raise StoreError(f"{folder / name}: sha256 is {actual}, the manifest says {expected}: altered.")
+        data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return Run(parse(RunRecord, data, str(folder / RECORD)), folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{folder}: not a readable run ({error}).") from error
+    except SpecError as error:
+        raise StoreError(str(error)) from error
+
+
+def load_runs(path: Path | str) -> Runs:
+    """Return the runs in a folder of runs, or the one run that `path` is.
+
+    Damaged directories are named, never dropped in silence. Raises StoreError for a folder that is not there.
+    """
+    root = Path(path)
+    if (root / MANIFEST).exists():
+        return Runs([load_run(root)])
+    if not root.is_dir():
+        raise StoreError(f"{root}: no such folder of runs. `cprbench run` writes one, by default runs/.")
+    runs, damaged = [], {}
+    for folder in sorted(root.iterdir()):
+        if not folder.is_dir() or not _RUN_ID.match(folder.name):
+            continue
+        try:
+            if not (folder / MANIFEST).exists():
+                raise StoreError(f"{folder}: no {MANIFEST}, so the run was never finished.")
+            runs.append(load_run(folder))
+        except StoreError as error:
+            damaged[folder.name] = str(error)
+    return Runs(runs, damaged)
+
+
+def _retries(run_id: str) -> Iterator[str]:
+    yield run_id
+    number = 2
+    while True:
+        yield f"{run_id}-{number}"
+        number += 1
+
+
+def _sync_and_hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _readable_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        cure = {
+            errno.ENOSPC: "Free some space there",
+            errno.EROFS: "The file system is read-only: choose another folder",
+            errno.EACCES: "You may not write there: choose another folder",
+        }.get(error.errno or 0, "Choose another folder")
+        raise StoreError(
+            f"{root}: cannot write ({error.strerror or error}). {cure}, or pass --out FOLDER. "
+            "Finished runs are untouched."
+        ) from error
