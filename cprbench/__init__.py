@@ -37,7 +37,7 @@ _HOME = {
     "run": "cprbench.runs.runner",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+__all__ = sorted(["__version__", *_HOME])
 
 
 def __getattr__(name: str) -> Any:

@@ -6,17 +6,14 @@ This module imports no torch: a record can be read wherever Python runs.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from cprbench.errors import SpecError, did_you_mean
+from cprbench.schema import Frozen, sha256_of
 
-RECORD_SCHEMA = "cprbench.record/1"
+RECORD_SCHEMA: Literal["cprbench.record/1"] = "cprbench.record/1"
 Phase = Literal["setup", "search", "select", "train", "validate", "score"]
 PHASES: tuple[Phase, ...] = ("setup", "select", "train", "validate", "score")
 #: Phases whose cost is billed (DESIGN: select + train; validate only where the method acts on it).
@@ -32,12 +29,6 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
-
-
-class Frozen(BaseModel):
-    """Base of all nouns: immutable, unknown keys refused, no NaN and no infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 # --- tasks ------------------------------------------------------------------------------------------
@@ -210,6 +201,13 @@ class ArmSpec(Frozen):
     selection_settings: dict[str, Scalar | list[Scalar]] = {}
 
 
+class Limits(Frozen):
+    """How much smaller than the task a suite is; fixed by its version, so such runs rank among themselves."""
+
+    max_examples: Count | None = None
+    eval_items: Annotated[int, Field(ge=1)] | None = None
+
+
 class SuiteSpec(Frozen):
     """What one `cprbench run` covers: tasks x models x arms x blocks."""
 
@@ -218,7 +216,7 @@ class SuiteSpec(Frozen):
     tasks: Annotated[list[str], Field(min_length=1)]
     models: Annotated[list[str], Field(min_length=1)]
     blocks: Annotated[int, Field(ge=1)] = 3
-    limits: dict[Literal["max_examples", "eval_items"], Count] = {}
+    limits: Limits = Limits()
     training: dict[str, Scalar] = {}
     arm: Annotated[list[ArmSpec], Field(min_length=1)]
 
@@ -379,66 +377,6 @@ class RunRecord(Frozen):
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"seconds.{name} is {value}: time is finite and not negative")
         return seconds
-
-
-# --- shared by all of them --------------------------------------------------------------------------
-
-Noun = TypeVar("Noun", bound=BaseModel)
-
-
-def parse(noun: type[Noun], data: Mapping[str, Any], where: str) -> Noun:
-    """Return `data` as a `noun`.
-
-    Raises SpecError that names the file, the key, the value and the nearest known key.
-    """
-    try:
-        return noun.model_validate(data)
-    except ValidationError as error:
-        raise SpecError("\n".join(_explain(noun, item, where) for item in error.errors())) from None
-
-
-def _explain(noun: type[BaseModel], item: Any, where: str) -> str:
-    path = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        known = _known_keys(noun, item["loc"][:-1])
-        return f"{where}: unknown key {path!r}. {did_you_mean(str(item['loc'][-1]), known)}"
-    if item["type"] == "missing":
-        return f"{where}: {path} is missing. Add it."
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{where}: {path or noun.__name__}: {message} (found {item['input']!r:.80})"
-
-
-def _known_keys(noun: Any, path: tuple[Any, ...]) -> list[str]:
-    """Return the field names at `path` inside `noun`; union tags and list indices are stepped over."""
-    found = [noun]
-    for part in path:
-        step: list[Any] = []
-        for model in found:
-            field = getattr(model, "model_fields", {}).get(part)
-            step += _models_in(field.annotation) if field else [model]
-        found = [m for m in step if _tag(m) == part] or step
-    return sorted({name for model in found for name in getattr(model, "model_fields", {})})
-
-
-def _models_in(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
-
-
-def _tag(model: Any) -> str | None:
-    kind = getattr(model, "model_fields", {}).get("kind")
-    return kind.annotation.__args__[0] if kind is not None else None
-
-
-def canonical_json(data: Any) -> str:
-    """Return `data` as JSON with sorted keys and no spaces; NaN and infinity raise ValueError."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def sha256_of(data: Any) -> str:
-    """Return the sha256 of the canonical JSON of `data`, as 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
 
 
 def block_seed(task_name: str, task_version: int, weights_sha256: str, block: int) -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cprbench.errors import SpecError, did_you_mean
-from cprbench.spec import SuiteSpec, TaskSpec, TrainingSpec, parse
+from cprbench.schema import parse
+from cprbench.spec import SuiteSpec, TaskSpec, TrainingSpec
 
 
 def tasks_folder() -> Path:

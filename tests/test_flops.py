@@ -91,9 +91,7 @@ def a_pass(
 ) -> Pass:
     scored = len(lengths) if name in ENCODERS else SCORED
     squared = sum(length**2 for length in lengths)
-    return Pass(
-        "train", 1, backward, trains, len(lengths), max(lengths), sum(lengths), scored, squared=squared
-    )
+    return Pass("train", 1, backward, trains, len(lengths), max(lengths), sum(lengths), scored, squared=squared)
 
 
 def model_of(name: str) -> Any:
@@ -169,9 +167,7 @@ def test_training_the_new_head_alone_counts_what_torch_executes(name: str) -> No
 def test_a_classifier_that_stays_frozen_costs_its_input_gradient_only() -> None:
     model = model_of("bert")
     train_only(model, {"ffn.2"})
-    agrees(
-        model, "bert", Trained(frozenset({"ffn.2"}), new_head=False), a_pass("bert", "method", backward=True)
-    )
+    agrees(model, "bert", Trained(frozenset({"ffn.2"}), new_head=False), a_pass("bert", "method", backward=True))
 
 
 LINEARS = {
@@ -310,9 +306,7 @@ def test_a_causal_model_is_not_counted_as_an_encoder() -> None:
 )
 def test_what_the_model_cannot_have_done_is_refused(trained: Trained, labels: int | None, says: str) -> None:
     with pytest.raises(SpecError, match=says):
-        pass_flops(
-            ENCODERS["bert"].to_dict(), "encoder", labels, trained, a_pass("bert", "method", backward=True)
-        )
+        pass_flops(ENCODERS["bert"].to_dict(), "encoder", labels, trained, a_pass("bert", "method", backward=True))
 
 
 def test_a_pass_survives_its_line_of_work_jsonl() -> None:
@@ -374,7 +368,5 @@ def test_training_more_cells_never_costs_less(
 
 
 def test_counting_imports_no_torch() -> None:
-    code = (
-        "import sys, cprbench.meters.flops; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
+    code = "import sys, cprbench.meters.flops; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -19,16 +19,8 @@ from typing import Any, Literal
 from cprbench.adapt.expressions import compile_expression
 from cprbench.adapt.packages import fetch_package, file_sha256, read_member
 from cprbench.errors import DataError, OfflineError, SpecError, did_you_mean
-from cprbench.spec import (
-    FilesSource,
-    HubSource,
-    InlineSource,
-    PackageSource,
-    Source,
-    Splits,
-    TaskSpec,
-    sha256_of,
-)
+from cprbench.schema import sha256_of
+from cprbench.spec import FilesSource, HubSource, InlineSource, PackageSource, Source, Splits, TaskSpec
 
 SplitName = Literal["train", "validation", "test"]
 Row = dict[str, Any]
@@ -115,7 +107,7 @@ def sample_by_label(examples: Sequence[Example], size: int | None, salt: str) ->
 def _dataset(task: TaskSpec, source: Source, tables: dict[str, list[Row]]) -> Dataset:
     tables = {split: _derive(task, source, rows) for split, rows in tables.items()}
     splits = _split(task, tables)
-    expected: Mapping[str, int] = task.splits.counts
+    expected = task.splits.counts
     for name, rows in splits.items():
         if name in expected and len(rows) != expected[name]:
             raise DataError(
@@ -129,9 +121,7 @@ def _dataset(task: TaskSpec, source: Source, tables: dict[str, list[Row]]) -> Da
     for name, items in examples.items():
         if len({item.id for item in items}) != len(items):
             raise DataError(f"task {task.name!r}: ids in split {name!r} repeat. Set example.id to a unique column.")
-    digest = sha256_of(
-        [[n, e.id, e.head, e.tail, e.choices, e.answer] for n in sorted(examples) for e in examples[n]]
-    )
+    digest = sha256_of([[n, e.id, e.head, e.tail, e.choices, e.answer] for n in sorted(examples) for e in examples[n]])
     if task.data_sha256 is not None and digest != task.data_sha256:
         raise DataError(
             f"task {task.name!r}: data_sha256 is {digest}, the task file says {task.data_sha256} "
@@ -194,9 +184,7 @@ def _rows(source: PackageSource | FilesSource, text: str, where: str) -> list[Ro
     try:
         if source.format in ("csv", "tsv"):
             # Quotes are text in TSV files: the format has no quoting rule, and sentences hold stray ones.
-            style: dict[str, Any] = (
-                {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if source.format == "tsv" else {}
-            )
+            style: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if source.format == "tsv" else {}
             rows = list(csv.DictReader(io.StringIO(text, newline=""), source.columns, strict=True, **style))
         elif source.format == "jsonl":
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]

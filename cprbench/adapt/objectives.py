@@ -104,7 +104,7 @@ class ChoiceLikelihood(Objective):
         """Return each sequence's log-likelihoods (its choice's tokens) for (prompt, choice) pairs."""
         # The last token predicts nothing that is scored, so it need not go through the model.
         ids, mask, tokens, squared = self._pad([[*prompt, *choice][:-1] for prompt, choice in sequences])
-        backbone: Any = self.model.base_model  # type: ignore[union-attr]
+        backbone: Any = self.model.base_model
         hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
         rows = [(row, len(p) - 1 + j) for row, (p, c) in enumerate(sequences) for j in range(len(c))]
         picked = hidden[[r for r, _ in rows], [t for _, t in rows]]
@@ -112,7 +112,7 @@ class ChoiceLikelihood(Objective):
         targets = torch.tensor([t for _, choice in sequences for t in choice], device=logits.device)
         found = -functional.cross_entropy(logits, targets, reduction="none")
         shape = Shape(len(sequences), ids.shape[1], tokens, len(rows), squared)
-        return list(found.split([len(choice) for _, choice in sequences])), shape
+        return list(torch.split(found, [len(choice) for _, choice in sequences])), shape
 
     def loss(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
         """Return the mean over examples of the mean NLL of the right choice's tokens."""
@@ -131,7 +131,7 @@ class ChoiceLikelihood(Objective):
     def _single_tokens(self, items: Sequence[Item]) -> tuple[list[list[float]], Shape]:
         """Score one-token choices from one forward pass per prompt instead of one per choice."""
         ids, mask, tokens, squared = self._pad([item.ids for item in items])
-        backbone: Any = self.model.base_model  # type: ignore[union-attr]
+        backbone: Any = self.model.base_model
         hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
         last = hidden[torch.arange(len(items)), [len(item.ids) - 1 for item in items]]
         scores = functional.log_softmax(self.model.get_output_embeddings()(last).float(), dim=-1)  # type: ignore[operator]

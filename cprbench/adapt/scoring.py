@@ -1,13 +1,15 @@
-"""psi: predictions -> scores by metric name. No torch: a check recomputes a record's psi with this file."""
+"""psi: predictions -> scores by metric name. No torch: a check recomputes a record's psi with this file.
+
+Our own formulas, tested against scikit-learn, so that reading a record needs no more than this.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from sklearn.metrics import accuracy_score, f1_score
 
 from cprbench.adapt.data import Example
 from cprbench.errors import SpecError, did_you_mean
@@ -45,13 +47,18 @@ def predict(example: Example, log_likelihoods: Sequence[float]) -> Prediction:
 
 def accuracy(predictions: Sequence[Prediction]) -> float:
     """Return the share of right predictions, in [0, 1]."""
-    return float(accuracy_score([p.reference for p in predictions], [p.prediction for p in predictions]))
+    return sum(p.prediction == p.reference for p in predictions) / len(predictions)
 
 
 def macro_f1(predictions: Sequence[Prediction]) -> float:
-    """Return the unweighted mean of the F1 of every label that occurs, in [0, 1] (PubMedQA's own rule)."""
-    truth, said = [p.reference for p in predictions], [p.prediction for p in predictions]
-    return float(f1_score(truth, said, average="macro", zero_division=0.0))
+    """Return the unweighted mean F1 of every label that occurs in references or predictions, in [0, 1].
+
+    The rule of PubMedQA's own scorer: F1 = 2 right / (said + true), 0 for a label that is never right.
+    """
+    said, true = Counter(p.prediction for p in predictions), Counter(p.reference for p in predictions)
+    right = Counter(p.reference for p in predictions if p.prediction == p.reference)
+    labels = sorted(said | true)
+    return math.fsum(2 * right[label] / (said[label] + true[label]) for label in labels) / len(labels)
 
 
 def mean_nll(predictions: Sequence[Prediction]) -> float:

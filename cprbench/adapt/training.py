@@ -41,7 +41,8 @@ class Engine:
     @property
     def device(self) -> torch.device:
         """The device on which models run."""
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which forward passes run."""

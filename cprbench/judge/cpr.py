@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cprbench.spec import RESOURCES, RunRecord, better_by, sha256_of
+from cprbench.schema import sha256_of
+from cprbench.spec import RESOURCES, RunRecord, better_by
 
 #: Why an arm has no cpr on a resource.
 NOT_MEASURED = "not measured"

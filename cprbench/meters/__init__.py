@@ -1,11 +1,11 @@
 """What a run costs. A meter only takes values; readings are pure functions of the trace they leave.
 
-    a Meter gives values at 10 Hz (sample) and at phase edges (edge)          memory.py, …
-    recorder.py   the thread in the parent process that asks the meters and writes samples.jsonl
-    trace.py      samples.jsonl -> samples, edges, windows, integrals         replays to the same readings
-    ledger.py     trace -> readings per phase, seconds, billed gamma
-    flops.py      executed passes x model sizes -> matrix-multiplication FLOPs, without torch
-    hardware.py   the hardware class and what the record says about the machine
+a Meter gives values at 10 Hz (sample) and at phase edges (edge)          memory.py, …
+recorder.py   the thread in the parent process that asks the meters and writes samples.jsonl
+trace.py      samples.jsonl -> samples, edges, windows, integrals         replays to the same readings
+ledger.py     trace -> readings per phase, seconds, billed gamma
+flops.py      executed passes x model sizes -> matrix-multiplication FLOPs, without torch
+hardware.py   the hardware class and what the record says about the machine
 """
 
 from __future__ import annotations

@@ -86,12 +86,7 @@ def visible_devices(boards: Sequence[tuple[str, str]], environ: Mapping[str, str
             break
         chosen += found
     alike = len({name for _, name in boards}) == 1
-    if (
-        numbered
-        and not alike
-        and len(chosen) < len(boards)
-        and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
-    ):
+    if numbered and not alike and len(chosen) < len(boards) and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         raise SpecError(
             f"CUDA_VISIBLE_DEVICES={setting} numbers unlike GPUs by speed, which the driver does not tell. "
             "Set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name the devices by UUID (nvidia-smi -L)."
@@ -197,13 +192,9 @@ class GpuMeter:
             try:
                 running = self._nvml.nvmlDeviceGetComputeRunningProcesses(device.handle)
             except self._nvml.NVMLError as error:
-                self._missing["gpu_foreign_processes"] = (
-                    f"{device.uuid}: NVML does not list processes ({error})"
-                )
+                self._missing["gpu_foreign_processes"] = f"{device.uuid}: NVML does not list processes ({error})"
                 return None
-            found += [
-                ForeignProcess(p.pid, device.uuid, p.usedGpuMemory) for p in running if p.pid not in own_pids
-            ]
+            found += [ForeignProcess(p.pid, device.uuid, p.usedGpuMemory) for p in running if p.pid not in own_pids]
         return found
 
     def close(self) -> None:
@@ -228,7 +219,8 @@ class GpuMeter:
             boards = self._boards()
             chosen = visible_devices(boards, environ) if uuids is None else _named(boards, uuids)
             if not chosen:
-                return f"no NVML device: of {len(boards)}, CUDA_VISIBLE_DEVICES shows none"
+                shown = f"CUDA_VISIBLE_DEVICES shows none of {len(boards)}" if boards else "the driver has none"
+                return f"no NVML device: {shown}"
             devices = tuple(self._device(position, uuid) for position, uuid in enumerate(chosen))
         except self._nvml.NVMLError as error:
             return f"no NVML device: {error}"
@@ -294,13 +286,9 @@ class GpuMeter:
         nvml, board, handle = self._nvml, device.board, device.handle
         baseline = device.baseline_bytes or 0
         ways: dict[str, dict[str, Callable[[], float]]] = {
-            "energy_counter_joules": {
-                "counter": lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(board) / 1000
-            },
+            "energy_counter_joules": {"counter": lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(board) / 1000},
             "power_watts": {
-                "NVML_FI_DEV_POWER_INSTANT": lambda: self._watts(
-                    self._field(board, nvml.NVML_FI_DEV_POWER_INSTANT)
-                ),
+                "NVML_FI_DEV_POWER_INSTANT": lambda: self._watts(self._field(board, nvml.NVML_FI_DEV_POWER_INSTANT)),
                 # Averaged over a second on Ampere and newer, except GA100.
                 "nvmlDeviceGetPowerUsage": lambda: self._watts(nvml.nvmlDeviceGetPowerUsage(board)),
             },

@@ -133,26 +133,20 @@ class Cuts:
                 raise NotMeasured(f"{quantity} read {value:g} in {_place(window)}, which is no measurement")
         gap = max((b[0] - a[0] for a, b in pairwise(around) if b[0] > start and a[0] < end), default=0.0)
         if gap > LARGEST_GAP_SECONDS:
-            silence = (
-                f"no sample for {gap:.1f} s in {_place(window)}: the machine slept or the meter stood still"
-            )
+            silence = f"no sample for {gap:.1f} s in {_place(window)}: the machine slept or the meter stood still"
             raise NotMeasured(self.why(*names, default=silence))
         # A meter that gave a reason may have died next to the edge: then its last value is not held.
         hold = 0.0 if any(name in self.trace.missing for name in names) else EDGE_SECONDS
         head, tail = _end(start, inside[0], before, hold), _end(end, inside[-1], after, hold)
         if head is None or tail is None:
             side = "start" if head is None else "end"
-            raise NotMeasured(
-                self.why(*names, default=f"no sample of {quantity} at the {side} of {_place(window)}")
-            )
+            raise NotMeasured(self.why(*names, default=f"no sample of {quantity} at the {side} of {_place(window)}"))
         return [*head, *inside, *tail], len(inside)
 
     def _refuse_clock(self, window: Window) -> None:
         start, end = window.start.t, window.end.t
         if not (math.isfinite(start) and math.isfinite(end) and end >= start):
-            raise NotMeasured(
-                f"{_place(window)} runs from {start} s to {end} s, so its clock is not to be trusted"
-            )
+            raise NotMeasured(f"{_place(window)} runs from {start} s to {end} s, so its clock is not to be trusted")
         if any(low <= end and high >= start for low, high in self._folds):
             raise NotMeasured(f"the clock ran backwards in {_place(window)}")
         wall = self.series(WALL)
@@ -286,9 +280,7 @@ def _apart(counted: Amount | NotMeasured, sampled: Amount | NotMeasured) -> bool
     return gap > DISAGREEMENT * counted.value and gap > max(counted.resolution, sampled.resolution)
 
 
-def _climb(
-    counter: list[Point], power: list[Point]
-) -> tuple[list[Point], list[float], list[tuple[float, float, str]]]:
+def _climb(counter: list[Point], power: list[Point]) -> tuple[list[Point], list[float], list[tuple[float, float, str]]]:
     """Return (the counter without its resets, when it was reset, faults as (from, to, why)).
 
     What ran between the last value before a reset and the first one after it is taken from the power samples.
@@ -354,10 +346,7 @@ def _memory_readings(
     peak = max(value for points, _ in found for _, value in points)
     samples = sum(count for _, count in found)
     values = (peak, sum(trapezoid(points) for points, _ in found))
-    return [
-        reading(key, q, "sampled", value, samples=samples)
-        for q, value in zip(quantities, values, strict=True)
-    ]
+    return [reading(key, q, "sampled", value, samples=samples) for q, value in zip(quantities, values, strict=True)]
 
 
 # --- times ------------------------------------------------------------------------------------------

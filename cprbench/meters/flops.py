@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from cprbench.errors import ModelError, SpecError, StoreError, did_you_mean
-from cprbench.spec import canonical_json
+from cprbench.schema import canonical_json
 
 Kind = Literal["encoder", "causal"]
 Trains = Literal["nothing", "head", "all", "method"]
@@ -54,13 +54,9 @@ class Pass:
         if self.trains not in ("nothing", "head", "all", "method"):
             raise SpecError(f"pass: trains is {self.trains!r}; it is nothing, head, all or method.")
         if type(self.backward) is not bool or not isinstance(self.phase, str):
-            raise SpecError(
-                f"pass: phase {self.phase!r} is a name and backward {self.backward!r} true or false."
-            )
+            raise SpecError(f"pass: phase {self.phase!r} is a name and backward {self.backward!r} true or false.")
         if self.tokens > self.batch * self.length:
-            raise SpecError(
-                f"pass: {self.tokens} real tokens do not fit {self.batch} x {self.length} positions."
-            )
+            raise SpecError(f"pass: {self.tokens} real tokens do not fit {self.batch} x {self.length} positions.")
         low, high = -(-(self.tokens**2) // self.batch), self.tokens * self.length
         if self.squared is not None and not (type(self.squared) is int and low <= self.squared <= high):
             raise SpecError(f"pass: squared is {self.squared!r}; these shapes allow {low} to {high}.")
@@ -255,9 +251,7 @@ def count(
     for p in passes:
         if (p.trains, p.backward) not in rates:
             rates[p.trains, p.backward] = _rates(plan, trained, p.trains, p.backward)
-        found[p.phase, p.attempt] = found.get((p.phase, p.attempt), Flops()) + rates[p.trains, p.backward].of(
-            p
-        )
+        found[p.phase, p.attempt] = found.get((p.phase, p.attempt), Flops()) + rates[p.trains, p.backward].of(p)
     return found
 
 
@@ -281,9 +275,7 @@ def _rates(plan: _Plan, trained: Trained, trains: Trains, backward: bool) -> _Ra
     """Walk the model in execution order; `live`: the hidden states have gradients at this place."""
     method = trains == "method"
     ranks = trained.lora or {} if method else {}
-    own = (
-        plan.cells() if trains == "all" else trained.cells if method and trained.lora is None else frozenset()
-    )
+    own = plan.cells() if trains == "all" else trained.cells if method and trained.lora is None else frozenset()
     new_head = trained.new_head if method else trains in ("head", "all")
     live = "embed" in own
     position = pair = row = 0
@@ -307,9 +299,7 @@ def _rates(plan: _Plan, trained: Trained, trains: Trains, backward: bool) -> _Ra
         cost, live = _product(linear, live, weights, 0, backward)
         row += cost
     if backward and not live:
-        raise SpecError(
-            f"a backward pass in which nothing has gradients cannot have run (trains={trains!r})."
-        )
+        raise SpecError(f"a backward pass in which nothing has gradients cannot have run (trains={trains!r}).")
     return _Rates(position, pair, row)
 
 

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 #: Packages whose version can change a result.
-_PACKAGES = ("accelerate", "cprbench", "numpy", "peft", "safetensors", "scikit-learn", "tokenizers", "torch", "transformers")
+_PACKAGES = (
+    "accelerate",
+    "cprbench",
+    "numpy",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 
 
 def cpu_facts() -> dict[str, str]:

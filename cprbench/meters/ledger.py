@@ -47,10 +47,11 @@ def account(
                 readings += _phase_readings(trace, own, flops, phase, attempt)
     billed = [r for r in readings if r.phase in BILLED_PHASES]
     seconds: dict[str, float | None] = {phase: _total(readings, "seconds", (phase,)) or 0.0 for phase in PHASES}
-    seconds["billed"] = _total(billed, "seconds", BILLED_PHASES) or 0.0
+    billed_seconds = _total(billed, "seconds", BILLED_PHASES) or 0.0
+    seconds["billed"] = billed_seconds
     last = [r for r in billed if r.attempt == max(attempts, default=1)]
     seconds["billed_last_attempt"] = _total(last, "seconds", BILLED_PHASES) or 0.0
-    hours = seconds["billed"] / 3600
+    hours = billed_seconds / 3600
     on_gpu = accelerators > 0
     memory = "cuda_reserved_byte_seconds" if on_gpu else "rss_byte_seconds"
     byte_seconds = _total(billed, memory, BILLED_PHASES)

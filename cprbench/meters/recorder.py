@@ -11,7 +11,7 @@ from typing import Literal
 
 from cprbench.meters import SAMPLES_PER_SECOND, Meter
 from cprbench.meters.trace import Sample
-from cprbench.spec import canonical_json
+from cprbench.schema import canonical_json
 
 
 class Recorder:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cprbench.errors import StoreError
-from cprbench.spec import canonical_json
+from cprbench.schema import canonical_json
 
 
 @dataclass(frozen=True)

@@ -58,12 +58,20 @@ def _group(group: Group, records: Sequence[RunRecord]) -> list[str]:
     ]
     if key["role"] == "smoke":
         parts.append("Limits were given on the command line: these runs are a smoke test and never rank.")
-    against = (
-        "method head (the model got a new random head)" if group.reference == "head" else "the untouched base"
-    )
+    against = "method head (the model got a new random head)" if group.reference == "head" else "the untouched base"
     parts += ["", f"Gains are on {group.metric}, against {against} in the same block.", ""]
     parts += _table(
-        ["arm", "blocks", "base", "reference", "final", "per block", "gain", "retained gain", "parameters trained"],
+        [
+            "arm",
+            "blocks",
+            "base",
+            "reference",
+            "final",
+            "per block",
+            "gain",
+            "retained gain",
+            "parameters trained",
+        ],
         [
             [
                 escape(arm.arm),
@@ -87,11 +95,18 @@ def _group(group: Group, records: Sequence[RunRecord]) -> list[str]:
             for arm in group.arms
         ],
     )
-    parts += ["Multiple of full: gain per resource, as a multiple of full tuning's (read it beside retained gain):", ""]
+    parts += [
+        "Multiple of full: gain per resource, as a multiple of full tuning's (read it beside retained gain):",
+        "",
+    ]
     parts += _table(
         ["arm", "retained gain", *(resource_title(r) for r in RESOURCES)],
         [
-            [escape(arm.arm), percent(arm.retained_gain), *(times(arm.multiple_of_full[r]) for r in RESOURCES)]
+            [
+                escape(arm.arm),
+                percent(arm.retained_gain),
+                *(times(arm.multiple_of_full[r]) for r in RESOURCES),
+            ]
             for arm in group.arms
             if arm.method != "full"
         ],

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from cprbench.spec import canonical_json
+from cprbench.schema import canonical_json
 
 
 class Channel:

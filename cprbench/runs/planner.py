@@ -11,6 +11,7 @@ import cprbench
 from cprbench.adapt.methods import Method, arm_label, build_method, settings_of
 from cprbench.adapt.selection import check_selection
 from cprbench.errors import SpecError, TrainingError, did_you_mean
+from cprbench.schema import sha256_of
 from cprbench.spec import (
     ArmSpec,
     Choice,
@@ -23,7 +24,6 @@ from cprbench.spec import (
     TaskSpec,
     TrainingSpec,
     block_seed,
-    sha256_of,
 )
 from cprbench.tasks import training_for
 
@@ -121,9 +121,7 @@ def plan(
     runs: list[Planned] = []
     for found in inspected:
         for block in range(suite.blocks):
-            group = [
-                _planned(suite, found, arm, block, settings, searched or {}, chosen_rates or {}) for arm in arms
-            ]
+            group = [_planned(suite, found, arm, block, settings, searched or {}, chosen_rates or {}) for arm in arms]
             # Shuffled, so that a machine that drifts does not favour the arm that always comes first.
             runs += sorted(group, key=lambda run: sha256_of([run.spec.seed, run.arm]))
     return runs
@@ -164,7 +162,8 @@ def _planned(
     arm.method.check(found.model.kind, found.sizes, sum(found.sizes.values()))
     key = (found.task.name, found.model.source, arm.label)
     own = {key: value for key, value in settings.items() if key in ("max_examples", "eval_items")}
-    recipe = training_for(found.task, {**suite.limits, **suite.training, **settings}, "--set")
+    limits = suite.limits.model_dump(exclude_none=True)
+    recipe = training_for(found.task, {**limits, **suite.training, **settings}, "--set")
     if recipe.learning_rate is None:
         rate = rates.get(key) or arm.method.learning_rates[found.model.kind]
         recipe = recipe.model_copy(update={"learning_rate": rate})
@@ -176,7 +175,7 @@ def _planned(
         task=found.task_ref, model=found.model, method=method, selection=selection, seed=seed, training=recipe
     )
     role = role or ("smoke" if own else "run")
-    limits = {k: v for k, v in (("max_examples", recipe.max_examples), ("eval_items", recipe.eval_items)) if v}
+    in_force = {k: v for k, v in (("max_examples", recipe.max_examples), ("eval_items", recipe.eval_items)) if v}
     named = suite.name is not None
     return Planned(
         run_id=run_id(spec, block, role),
@@ -187,7 +186,7 @@ def _planned(
         role=role,
         suite=suite.name if named else None,
         suite_version=suite.version if named else None,
-        limits=limits,
+        limits=in_force,
         search=searched.get(key),
     )
 

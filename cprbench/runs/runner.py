@@ -161,9 +161,7 @@ class _Launcher:
         """Return the record of a run: the stored one, or a new one. Raises StoreError when it cannot be written."""
         before = self._shelf.latest(planned.run_id)
         if before is not None:
-            again = before.record.status == "interrupted" or (
-                before.record.status != "ok" and self._options.retry
-            )
+            again = before.record.status == "interrupted" or (before.record.status != "ok" and self._options.retry)
             if not again:
                 self.reused += 1
                 self._observe(planned, {"event": "done", "record": before.record, "reused": True})
@@ -288,9 +286,7 @@ def _flops(
         return "the child ended before it wrote down what it had computed"
     passes = [Pass.parse(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     notes = result["notes"]
-    trained = Trained(
-        frozenset(result["trained_submodules"]), result["new_head_parameters"] > 0, notes.get("adapters")
-    )
+    trained = Trained(frozenset(result["trained_submodules"]), result["new_head_parameters"] > 0, notes.get("adapters"))
     return count(model.config, model.kind, notes["labels"], trained, passes)
 
 
@@ -320,3 +316,18 @@ def _finish_history(folder: Path, trace: Trace, bill: Account) -> None:
             }
         rows.append(json.dumps(row))
     path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+
+
+def export(folder: Path | str, target: Path | str, *, offline: bool = False) -> Path:
+    """Write the adapted model of a stored run as a plain folder that from_pretrained loads; return it.
+
+    Raises StoreError when the run kept no delta (`--save delta`) or when the target holds files already.
+    """
+    from cprbench.adapt.export import export_run
+
+    found = store.load_run(Path(folder))
+    target = Path(target)
+    if target.exists() and any(target.iterdir()):
+        raise StoreError(f"{target} holds files already. Name a new folder.")
+    export_run(found.folder, found.record.spec, found.record.notes.get("labels"), target, offline=offline)
+    return target

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cprbench.errors import SpecError, StoreError
-from cprbench.spec import RunRecord, parse
+from cprbench.schema import parse
+from cprbench.spec import RunRecord
 
 _RUN_ID = re.compile(r"^[0-9a-f]{16}(-[0-9]+)?$")
 #: What a run consists of besides its manifest. A folder of kept weights may stand beside them.

@@ -48,10 +48,7 @@ def main(job_path: str, read_fd: int, write_fd: int) -> None:
     if "launched" in job:
         channel.adopt("setup", job["launched"])
     try:
-        if job["kind"] == "inspect":
-            result = inspect(job)
-        else:
-            result = _Session(job, channel).run()
+        result = inspect(job) if job["kind"] == "inspect" else _Session(job, channel).run()
         channel.send("result", result=result)
     except CprbenchError as error:
         channel.send("error", status="failed", kind=type(error).__name__, message=str(error))
@@ -188,7 +185,13 @@ class _Session:
         with channel.phase("train"):
             rate = float(recipe.learning_rate or 0.0)
             optimizer_bytes = training.train(
-                self.loaded, self.objective, self.engine, rest, recipe, rate, self._after_step("train", "method")
+                self.loaded,
+                self.objective,
+                self.engine,
+                rest,
+                recipe,
+                rate,
+                self._after_step("train", "method"),
             )
         final = None if is_search else self._score_test("predictions.jsonl", adapted=True)
         trained = {n: p for n, p in self.loaded.model.named_parameters() if p.requires_grad}
@@ -300,9 +303,7 @@ class _Session:
             (self.folder / name).write_text("".join(lines), encoding="utf-8")
             return psi(found, self.task.metrics)
 
-    def _predict(
-        self, examples: Sequence[Any], items: Sequence[Any], phase: Phase, *, adapted: bool
-    ) -> list[Any]:
+    def _predict(self, examples: Sequence[Any], items: Sequence[Any], phase: Phase, *, adapted: bool) -> list[Any]:
         from cprbench.adapt import scoring, training
 
         found: dict[int, Any] = {}

@@ -79,16 +79,16 @@ def method_class(name: str) -> type[Any]:
 def build_method(name: str, settings: Mapping[str, Any]) -> Method:
     """Return a method with `settings` over its defaults; raises SpecError for unknown or ill-typed ones."""
     kind = method_class(name)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(kind)}
     for key, value in settings.items():
         if key not in fields:
             known = did_you_mean(key, fields) if fields else f"Method {name!r} has no settings."
             raise SpecError(f"unknown setting {name}.{key}. {known}")
-        expected = type(fields[key].default)
+        expected = type(fields[key])
         fits = isinstance(value, bool) == (expected is bool) and isinstance(value, (expected, int))
         if not fits or (expected is int and not isinstance(value, int)):
-            raise SpecError(f"{name}.{key} = {value!r}: a {expected.__name__} is needed.")
-    typed = {k: type(fields[k].default)(v) for k, v in settings.items()}
+            raise SpecError(f"{name}.{key} = {value!r}: type {expected.__name__} is needed.")
+    typed = {k: type(fields[k])(v) for k, v in settings.items()}
     method: Method = kind(**typed)
     return method
 

@@ -17,7 +17,7 @@ class Head:
     """Training of the new head alone; it has no settings."""
 
     name: ClassVar[str] = "head"
-    learning_rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-2}
+    learning_rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-1}
     label_settings: ClassVar[tuple[str, ...]] = ()
     chooses: ClassVar[bool] = False
 

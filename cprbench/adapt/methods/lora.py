@@ -23,7 +23,7 @@ class Lora:
     dropout: float = 0.0
 
     name: ClassVar[str] = "lora"
-    learning_rates: ClassVar[Mapping[str, float]] = {"encoder": 2e-3, "causal": 2e-4}
+    learning_rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-3, "causal": 2e-4}
     label_settings: ClassVar[tuple[str, ...]] = ()
     chooses: ClassVar[bool] = False
 
@@ -52,5 +52,9 @@ class Lora:
         adapters = dict.fromkeys(sorted(set(inside.values())), self.r)
         cells = trained_cells(loaded)
         return Prepared(
-            loaded.model, cells, {"adapters": adapters}, adapters=adapters, merge=wrapped.merge_and_unload
+            loaded.model,
+            cells,
+            {"adapters": dict(adapters)},
+            adapters=adapters,
+            merge=wrapped.merge_and_unload,
         )

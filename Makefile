@@ -1,0 +1,39 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: quickstart test test-slow gpu-test bench lint clean
+
+quickstart: .venv/train.stamp  ## adapt MiniLM four ways and compare what each gain cost
+	$(BIN)/cprbench run tasks/suites/quickstart.toml
+
+test: .venv/dev.stamp lint  ## lint, types and tests
+	$(BIN)/python -m pytest tests --ignore=tests/slow --ignore=tests/gpu
+
+test-slow: .venv/dev.stamp  ## every test over 20 seconds
+	$(BIN)/python -m pytest tests/slow
+
+gpu-test: .venv/dev.stamp  ## what needs a GPU; says what it could not do
+	$(BIN)/python -m pytest tests/gpu -rs
+
+bench: .venv/dev.stamp  ## measurements of cprbench itself
+	$(BIN)/python -m benchmarks.startup
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# The second pin file is what a run needs, the third what tests need on top.
+.venv/train.stamp: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
+	touch $@
+
+.venv/dev.stamp: .venv/train.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

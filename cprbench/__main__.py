@@ -1,0 +1,5 @@
+"""`python -m cprbench` is `cprbench`."""
+
+from cprbench.cli import main
+
+main()

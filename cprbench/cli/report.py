@@ -1,0 +1,49 @@
+"""cprbench report: render records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cprbench.errors import SpecError, did_you_mean
+
+FORMATS = ("md",)
+
+
+def report(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs, or one run.")],
+    format_: Annotated[str, typer.Option("--format", help="Formats, separated by commas: md.")] = "md",
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; without it the report is printed.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON instead.")] = False,
+) -> None:
+    """Render a report from records alone: no torch, no network, the same bytes for the same records."""
+    from cprbench.render.markdown import render_report
+    from cprbench.runs.store import load_runs
+
+    for name in format_.split(","):
+        if name not in FORMATS:
+            raise SpecError(f"unknown format {name!r}. {did_you_mean(name, FORMATS)}")
+    found = load_runs(runs)
+    records = [run.record for run in found.runs]
+    for why in found.damaged.values():
+        typer.echo(f"damaged: {why}", err=True)
+    if json_:
+        import dataclasses
+
+        from cprbench.judge.cpr import compare
+        from cprbench.schema import canonical_json
+
+        groups = [dataclasses.asdict(group) for group in compare(records)]
+        for group in groups:
+            group["failures"] = [record.run_id for record in group["failures"]]
+        typer.echo(canonical_json({"groups": groups, "damaged": found.damaged}))
+        return
+    text = render_report(records, found.damaged)
+    if out is None:
+        typer.echo(text)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.md").write_text(text, encoding="utf-8")
+    typer.echo(f"{out / 'report.md'}")

@@ -1,0 +1,147 @@
+"""cprbench run: adapt models to tasks and write records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+
+import typer
+
+from cprbench.errors import SpecError
+
+if TYPE_CHECKING:
+    from cprbench.spec import SuiteSpec
+
+Save = Literal["none", "delta", "model"]
+
+
+def run(
+    what: Annotated[
+        list[str], typer.Argument(metavar="TASK… | SUITE.toml", help="Tasks by name or file, or one suite.")
+    ],
+    model: Annotated[str, typer.Option(help="Alias, folder, .gguf file or hub id@revision.")] = "",
+    method: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "",
+    selection: Annotated[str, typer.Option(help="Which training examples are used.")] = "",
+    blocks: Annotated[int, typer.Option(min=0, help="Repetitions with a seed each (default 3).")] = 0,
+    set_: Annotated[list[str], typer.Option("--set", help="ROOM.KEY=VALUE, e.g. partial.k=0.05,0.1")] = [],  # noqa: B006
+    search: Annotated[str, typer.Option(help="Learning rates to try per method: lr=1e-5,1e-4")] = "",
+    save: Annotated[str, typer.Option(help="What to keep of the model: none, delta or model.")] = "none",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of data files (else CPRBENCH_DATA, ../shared/data).")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where records go.")] = Path("runs"),
+    offline: Annotated[bool, typer.Option("--offline", help="Open no connection: caches only.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Run failed runs again.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the records as JSON lines.")] = False,
+) -> None:
+    """Adapt models to tasks under meters and write one record per run.
+
+    Runs that are stored already are reused. Exit code 0: all runs ended well; 1: some did not; 130: Ctrl-C.
+    """
+    from cprbench.cli.progress import Progress
+    from cprbench.judge.cpr import compare
+    from cprbench.render.terminal import print_groups
+    from cprbench.runs.planner import read_settings
+    from cprbench.runs.runner import Options
+    from cprbench.runs.runner import run as run_suite
+
+    settings = read_settings(set_)
+    suite = _suite(what, model, method, selection, blocks, settings)
+    if save not in get_args(Save):
+        raise SpecError(f"--save {save!r}: none, delta or model.")
+    options = Options(
+        out=out,
+        data=data,
+        offline=offline,
+        retry=retry,
+        save=cast(Save, save),
+        search_rates=_rates(search),
+    )
+    training = {key: values[0] for key, values in settings.get("training", {}).items()}
+    with Progress() as progress:
+        done = run_suite(
+            suite, options=options, settings=training, observe=progress.observe, announce=progress.announce
+        )
+    records = [*done.records, *done.trials]
+    if json_:
+        for record in records:
+            typer.echo(record.model_dump_json(by_alias=True))
+    else:
+        from rich.console import Console
+
+        print_groups(Console(), compare(records))
+        _say_where(done, out)
+    for record in done.failed:
+        typer.echo(f"{record.status}: {record.arm}, block {record.block} ({record.run_id}): {record.error}", err=True)
+    if done.interrupted:
+        typer.echo("interrupted: finished runs are stored, the same command goes on from here.", err=True)
+        raise typer.Exit(130)
+    if done.failed:
+        typer.echo("Run the same command with --retry to run failed runs again.", err=True)
+        raise typer.Exit(1)
+
+
+def _suite(
+    what: list[str],
+    model: str,
+    method: str,
+    selection: str,
+    blocks: int,
+    settings: dict[str, dict[str, list[Any]]],
+) -> SuiteSpec:
+    """Return the suite that the command line describes. Raises SpecError when it contradicts itself."""
+    from cprbench.spec import ArmSpec, SuiteSpec
+    from cprbench.tasks import is_suite, known_suites, known_tasks, load_suite
+
+    def suite_like(name: str) -> bool:
+        return is_suite(Path(name)) if name.endswith(".toml") else name in known_suites() and name not in known_tasks()
+
+    if any(suite_like(name) for name in what):
+        if len(what) > 1:
+            raise SpecError(f"a suite stands alone, found {len(what)} names: {', '.join(what)}.")
+        named = {"--model": model, "--method": method, "--selection": selection}
+        given = [flag for flag, value in named.items() if value]
+        given += [f"--set {room}.…" for room in settings if room != "training"]
+        if given:
+            raise SpecError(f"{what[0]} names its own models and arms; leave out {', '.join(given)}.")
+        suite = load_suite(what[0])
+        changes: dict[str, Any] = {"blocks": blocks} if blocks else {}
+        if settings:  # another recipe is not this suite any more
+            changes["name"] = None
+        return suite.model_copy(update=changes)
+    if not model:
+        raise SpecError("no model. Pass --model, for example --model minilm (see `cprbench list models`).")
+    methods = [name for name in (method or "full,lora,partial").split(",") if name]
+    unused = sorted(set(settings) - set(methods) - {"training"})
+    if unused:
+        raise SpecError(f"--set {unused[0]}.…: method {unused[0]!r} is not in --method {','.join(methods)}.")
+    arms = [
+        ArmSpec(method=name, settings=dict(settings.get(name, {})), selection=chosen)
+        for name in methods
+        for chosen in (selection or "all").split(",")
+    ]
+    return SuiteSpec(tasks=what, models=[model], blocks=blocks or 3, arm=arms)
+
+
+def _rates(search: str) -> tuple[float, ...]:
+    if not search:
+        return ()
+    name, _, values = search.partition("=")
+    try:
+        rates = tuple(float(value) for value in values.split(","))
+    except ValueError:
+        rates = ()
+    if name != "lr" or not rates or any(rate <= 0 for rate in rates):
+        raise SpecError(f"--search {search!r}: write lr=RATE,RATE, for example lr=1e-5,1e-4.")
+    return rates
+
+
+def _say_where(done: Any, out: Path) -> None:
+    from cprbench.render.markdown import render_report
+    from cprbench.runs.store import load_runs
+
+    found = load_runs(out)
+    report = out / "report.md"
+    report.write_text(render_report([r.record for r in found.runs], found.damaged), encoding="utf-8")
+    reused = f", {done.reused} of them reused" if done.reused else ""
+    typer.echo(f"\n{len(done.records)} runs{reused}. Records: {out}/ · report: {report}")

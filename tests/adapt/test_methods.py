@@ -1,0 +1,183 @@
+"""Contract tests over the method registry, and what each method really trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cprbench.adapt import models, objectives, training
+from cprbench.adapt.checkpoints import resolve
+from cprbench.adapt.data import load_dataset
+from cprbench.adapt.gradients.measure import submodule_norms
+from cprbench.adapt.methods import METHODS, Context, arm_label, build_method, method_class, settings_of
+from cprbench.errors import MethodError, SpecError, TrainingError
+from cprbench.spec import TrainingSpec
+from cprbench.tasks import load_task
+
+# peft reads an attribute that transformers 5.23 renames; nothing of ours is concerned.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+ENCODER_NORMS = {"embed": 9.0, "attn.0": 1.0, "ffn.0": 2.0, "attn.1": 5.0, "ffn.1": 4.0, "head": 3.0}
+
+
+def load(folder: Path, labels: int | None) -> models.LoadedModel:
+    return models.load(resolve(str(folder), offline=True), labels, seed=3, attention="sdpa")
+
+
+def norms_of(loaded: models.LoadedModel) -> Context:
+    return Context(3, lambda: {cell: ENCODER_NORMS.get(cell, 1.0) for cell in loaded.partition.sizes})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_a_frozen_dataclass_of_its_settings_named_like_its_file(name: str) -> None:
+    kind = method_class(name)
+    assert dataclasses.is_dataclass(kind)
+    assert kind.name == name == kind.__module__.rpartition(".")[2]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind().name = "other"
+    assert build_method(name, settings_of(kind())) == kind()
+    assert set(kind.learning_rates) <= {"encoder", "causal"}
+    assert kind.label_settings == tuple(key for key in kind.label_settings if key in settings_of(kind()))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("kind", ["encoder", "causal"])
+def test_every_method_adapts_a_small_model_and_states_what_trains(
+    name: str, kind: str, minilm2: Path, tiny_llama: Path
+) -> None:
+    loaded = load(minilm2, 2) if kind == "encoder" else load(tiny_llama, None)
+    settings = {"k": 0.4} if name == "partial" else {}
+    method = build_method(name, settings)
+    if kind not in method.learning_rates:
+        with pytest.raises(MethodError):
+            method.check(kind, loaded.partition.sizes, loaded.partition.total)
+        return
+    method.check(kind, loaded.partition.sizes, loaded.partition.total)
+    prepared = method.prepare(loaded, norms_of(loaded))
+    assert prepared.trained_submodules == models.trained_cells(loaded)
+    trained = [n for n, p in prepared.model.named_parameters() if p.requires_grad]
+    assert set(loaded.partition.new_head) <= set(trained)
+    assert trained
+
+
+def test_partial_fills_by_rank_of_norm_and_says_what_it_reached(minilm2: Path) -> None:
+    loaded = load(minilm2, 2)
+    prepared = build_method("partial", {"k": 0.09}).prepare(loaded, norms_of(loaded))
+    sizes, total = loaded.partition.sizes, loaded.partition.total
+    # embed is not asked for, attn.1 fits, ffn.1 does not fit on top of it, head does, attn.0 does.
+    assert prepared.trained_submodules == ("attn.0", "attn.1", "head")
+    assert prepared.k_asked == 0.09
+    assert prepared.k_reached == pytest.approx(sum(sizes[c] for c in prepared.trained_submodules) / total)
+    trained = sum(p.numel() for n, p in loaded.model.named_parameters() if p.requires_grad)
+    assert trained == round(prepared.k_reached * total) + 2 * 384 + 2
+
+
+def test_everything_at_once_needs_no_choice_so_none_is_paid_for(minilm2: Path) -> None:
+    loaded = load(minilm2, 2)
+    method = build_method("partial", {"k": 1, "embed": True})
+    assert not method.chooses
+
+    def refuse() -> dict[str, float]:
+        raise AssertionError("measured although there is nothing to choose")
+
+    prepared = method.prepare(loaded, Context(3, refuse))
+    assert all(p.requires_grad for p in loaded.model.parameters())
+    assert prepared.k_reached == 1.0
+
+
+def test_nothing_below_the_lowest_trained_submodule_gets_a_backward_pass(minilm2: Path) -> None:
+    loaded = load(minilm2, 2)
+    build_method("partial", {"k": 0.08}).prepare(loaded, norms_of(loaded))  # attn.1 and head
+    in_graph: dict[str, bool] = {}
+    for name, module in loaded.model.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda m, i, out, name=name: in_graph.update({name: out.requires_grad}))
+    loss, _ = objectives.objective_for(loaded).loss([objectives.Item((101, 2023, 102), (), 1)])
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert not any(graph for name, graph in in_graph.items() if "layer.0." in name)
+    assert all(graph for name, graph in in_graph.items() if "layer.0." not in name)
+    assert all(p.grad is None for p in loaded.model.get_submodule("bert.embeddings").parameters())
+
+
+def test_submodule_norms_are_those_of_the_batch_mean_gradient(minilm2: Path) -> None:
+    loaded = load(minilm2, 2)
+    examples = [e for e in load_dataset(load_task("movie-snippets")).train[:40] if len(e.prompt) < 120][:8]
+    items = objectives.tokenize(loaded, examples, 48)
+    engine = training.Engine.start("fp32", bf16_is_fast=False)
+    seen: list[objectives.Shape] = []
+    norms = submodule_norms(loaded, objectives.objective_for(loaded), engine, [items], seen.append)
+    loaded.model.requires_grad_(True).eval()
+    texts = loaded.tokenizer([e.prompt for e in examples], return_tensors="pt", padding=True)
+    answers = torch.tensor([e.answer for e in examples])
+    loaded.model(**texts, labels=answers).loss.backward()
+    for cell, names in loaded.partition.parameters.items():
+        squares = [float(loaded.model.get_parameter(n).grad.pow(2).sum()) for n in names]
+        assert norms[cell] == pytest.approx(sum(squares) ** 0.5, rel=1e-4), cell
+    assert [shape.batch for shape in seen] == [8]
+
+
+def test_frozen_parts_run_without_dropout_and_trained_parts_with_it(minilm2: Path) -> None:
+    loaded = load(minilm2, 2)
+    loaded.train_only(["attn.1"])
+    training.set_modes(loaded.model)
+    modes = {name: module.training for name, module in loaded.model.named_modules()}
+    assert not modes["bert.encoder.layer.0.attention.output.dropout"]
+    assert not modes["bert.embeddings.dropout"]
+    assert not modes["bert.encoder.layer.1.output.dropout"]
+    assert modes["bert.encoder.layer.1.attention.output.dropout"]
+    assert modes["dropout"]  # before the new head
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_step(minilm2: Path) -> None:
+    loaded = load(minilm2, 2)
+    loaded.train_only(())
+    with torch.no_grad():
+        loaded.model.get_parameter("classifier.weight").fill_(float("inf"))
+    item = objectives.Item((101, 2023, 102), (), 1)
+    engine = training.Engine.start("fp32", bf16_is_fast=False)
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step 1 of 2 .*Lower the learning rate"):
+        training.train(
+            loaded, objectives.objective_for(loaded), engine, [[item]] * 2, TrainingSpec(), 0.1, lambda *_: None
+        )
+
+
+def test_batches_depend_on_the_seed_and_the_lengths_alone_and_are_bucketed_by_length() -> None:
+    lengths = [(i * 7919) % 60 + 4 for i in range(400)]
+    first = training.plan_batches(lengths, 16, 2, seed=1)
+    assert first == training.plan_batches(lengths, 16, 2, seed=1)
+    assert first != training.plan_batches(lengths, 16, 2, seed=2)
+    assert len(first) == 50
+    assert sorted(i for batch in first[:25] for i in batch) == list(range(400))
+    padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in first[:25])
+    assert padded < 1.15 * sum(lengths)
+
+
+def test_the_learning_rate_goes_up_then_down_over_the_real_steps() -> None:
+    scales = [training.learning_rate_scale(step, 100, 0.06) for step in range(100)]
+    assert max(scales) == scales[6] == 1.0
+    assert scales[0] == pytest.approx(1 / 7)
+    assert scales[99] == pytest.approx(1 / 94)
+    assert [training.learning_rate_scale(step, 4, 0.0) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_labels_show_headline_settings_and_whatever_differs_from_the_defaults() -> None:
+    assert arm_label(build_method("partial", {})) == "partial k=0.15"
+    assert arm_label(build_method("partial", {"k": 1, "embed": True})) == "partial k=1 embed=true"
+    assert arm_label(build_method("lora", {"r": 8})) == "lora"
+    assert arm_label(build_method("lora", {"r": 4})) == "lora r=4"
+
+
+def test_settings_that_a_method_lacks_or_that_are_ill_typed_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"unknown setting partial.kk. Did you mean 'k'"):
+        build_method("partial", {"kk": 0.1})
+    with pytest.raises(SpecError, match="Method 'full' has no settings"):
+        build_method("full", {"k": 0.1})
+    with pytest.raises(SpecError, match=r"lora.r = 2.5: type int is needed"):
+        build_method("lora", {"r": 2.5})
+    with pytest.raises(SpecError, match=r"partial.embed = 1: type bool"):
+        build_method("partial", {"embed": 1})
+    with pytest.raises(SpecError, match="Did you mean 'partial'"):
+        build_method("partal", {})
