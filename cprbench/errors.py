@@ -6,6 +6,7 @@
     ├── ModelError    a model folder is absent, unsafe or of an unknown architecture
     ├── MethodError   a method or selection cannot be applied to this model
     ├── TrainingError training went wrong (a loss that is not a number, no examples)
+    ├── MeterError    this machine cannot be metered as asked
     ├── StoreError    records cannot be read or written
     └── OfflineError  something would have to be fetched, and --offline forbids it
 
@@ -41,6 +42,10 @@ class MethodError(CprbenchError):
 
 class TrainingError(CprbenchError):
     """Training cannot start or cannot go on."""
+
+
+class MeterError(CprbenchError):
+    """This machine cannot be metered as asked."""
 
 
 class StoreError(CprbenchError):

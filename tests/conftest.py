@@ -116,7 +116,9 @@ def run_arm(runs_folder: Path) -> Arm:
     from cprbench.runs.runner import Options, run
     from cprbench.spec import ArmSpec, SuiteSpec
 
-    def once(model: Path, method: str, *, save: str = "none", settings: dict | None = None, **training: object) -> RunRecord:  # type: ignore[type-arg]
+    def once(
+        model: Path, method: str, *, save: str = "none", settings: dict | None = None, **training: object
+    ) -> RunRecord:  # type: ignore[type-arg]
         arm = ArmSpec(method=method, settings=settings or {})
         suite = SuiteSpec(tasks=["movie-snippets"], models=[str(model)], blocks=1, arm=[arm])
         options = Options(out=runs_folder, save=save)  # type: ignore[arg-type]

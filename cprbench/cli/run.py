@@ -31,6 +31,10 @@ def run(
     ] = None,
     out: Annotated[Path, typer.Option(help="Where records go.")] = Path("runs"),
     offline: Annotated[bool, typer.Option("--offline", help="Open no connection: caches only.")] = False,
+    country: Annotated[str, typer.Option(help="ISO-3 code for the carbon intensity, e.g. FRA.")] = "",
+    carbon_intensity: Annotated[float | None, typer.Option(help="Carbon intensity in g CO2 per kWh.")] = None,
+    pue: Annotated[float, typer.Option(help="Power usage effectiveness of the site.")] = 1.0,
+    allow_shared: Annotated[bool, typer.Option("--allow-shared", help="Run on a GPU in use; flagged.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed runs again.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the records as JSON lines.")] = False,
 ) -> None:
@@ -40,7 +44,9 @@ def run(
     """
     from cprbench.cli.progress import Progress
     from cprbench.judge.cpr import compare
+    from cprbench.meters.carbon import factors
     from cprbench.render.terminal import print_groups
+    from cprbench.runs.metering import MeterOptions
     from cprbench.runs.planner import read_settings
     from cprbench.runs.runner import Options
     from cprbench.runs.runner import run as run_suite
@@ -56,6 +62,7 @@ def run(
         retry=retry,
         save=cast(Save, save),
         search_rates=_rates(search),
+        metering=MeterOptions(carbon=factors(country or None, carbon_intensity, pue), allow_shared=allow_shared),
     )
     training = {key: values[0] for key, values in settings.get("training", {}).items()}
     with Progress() as progress:

@@ -10,7 +10,7 @@ hardware.py   the hardware class and what the record says about the machine
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 #: How often a meter is sampled.
 SAMPLES_PER_SECOND = 10
@@ -29,6 +29,9 @@ class Meter(Protocol):
 
     def missing(self) -> dict[str, str]:
         """Return quantity -> why this machine does not measure it."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what stays the same over a run and what a reader needs to judge the values."""
 
 
 class NullMeter:
@@ -50,3 +53,7 @@ class NullMeter:
     def missing(self) -> dict[str, str]:
         """Return the reasons given."""
         return self._why
+
+    def facts(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}

@@ -100,7 +100,7 @@ class GpuMeter:
     uuids: the devices that the run uses ("GPU-…", "MIG-…", or torch's form without the prefix); without them
     those that CUDA shows under `environ` (default: this process's). Memory counts from what is used now.
     wall: the wall clock, written beside every sample so that a sleep of the machine shows.
-    Raises SpecError for a UUID "GPU-…" that no device has.
+    Raises SpecError for a UUID that no device has.
     """
 
     name = "gpu"
@@ -217,7 +217,7 @@ class GpuMeter:
             self._open = True
             self.driver = self._told(self._nvml.nvmlSystemGetDriverVersion)
             boards = self._boards()
-            chosen = visible_devices(boards, environ) if uuids is None else _named(boards, uuids)
+            chosen = visible_devices(boards, environ) if uuids is None else self._named(boards, uuids)
             if not chosen:
                 shown = f"CUDA_VISIBLE_DEVICES shows none of {len(boards)}" if boards else "the driver has none"
                 return f"no NVML device: {shown}"
@@ -242,6 +242,17 @@ class GpuMeter:
             except nvml.NVMLError:
                 continue  # a board that this process may not open; CUDA does not count it either
         return boards
+
+    def _named(self, boards: Sequence[tuple[str, str]], uuids: Sequence[str]) -> list[str]:
+        known, chosen = [uuid for uuid, _ in boards], []
+        for uuid in uuids:
+            # torch names a slice like a board, without the prefix that would tell them apart.
+            names = [uuid] if uuid.startswith(("GPU-", "MIG-")) else [f"GPU-{uuid}", f"MIG-{uuid}"]
+            found = [name for name in names if self._told(self._nvml.nvmlDeviceGetHandleByUUID, name) is not None]
+            if not found:
+                raise SpecError(f"no GPU has the UUID {names[0]!r}. {did_you_mean(names[0], known)}")
+            chosen.append(found[0])
+        return chosen
 
     def _device(self, position: int, uuid: str) -> Device:
         nvml = self._nvml
@@ -304,10 +315,13 @@ class GpuMeter:
             if device.mig and suffix in _SHARED:
                 self._missing[key] = _MIG_WHY
                 continue
+            if suffix == "memory_used_bytes" and device.baseline_bytes is None:
+                self._missing[key] = f"{device.uuid} did not tell how much memory was used before the run"
+                continue
             for way, read in asked.items():
                 try:
                     read()
-                except nvml.NVMLError as error:
+                except (nvml.NVMLError, AttributeError) as error:  # AttributeError: an older nvidia-ml-py
                     self._missing[key] = f"{device.uuid} does not give {suffix} (NVML: {error})"
                     continue
                 self._readers[key] = (device, read)
@@ -361,12 +375,3 @@ class GpuMeter:
 
 def _key(device: Device, suffix: str) -> str:
     return f"gpu{device.position}_{suffix}"
-
-
-def _named(boards: Sequence[tuple[str, str]], uuids: Sequence[str]) -> list[str]:
-    known = [uuid for uuid, _ in boards]
-    full = [uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}" for uuid in uuids]
-    for uuid in full:
-        if uuid.startswith("GPU-") and uuid not in known:
-            raise SpecError(f"no GPU has the UUID {uuid!r}. {did_you_mean(uuid, known)}")
-    return full

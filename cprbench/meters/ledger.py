@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from cprbench.meters.carbon import CarbonFactors, co2_reading
+from cprbench.meters.cpu import modelled_cpu_readings, rapl_readings
+from cprbench.meters.energy import NotMeasured, SpanKey, gpu_readings, reading
 from cprbench.meters.flops import Flops
 from cprbench.meters.trace import Trace, Window
 from cprbench.spec import BILLED_PHASES, PHASES, Gamma, Reading
 
 _BYTE_SECONDS_PER_GB_HOUR = 1e9 * 3600
-_NO_ENERGY = "no energy meter: neither a GPU counter nor RAPL was read on this machine"
-_NO_CARBON = "no energy was measured, so there is nothing to multiply with a carbon intensity"
+JOULES_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True)
@@ -29,108 +32,133 @@ def account(
     flops: Mapping[tuple[str, int], Flops] | str,
     *,
     cores: int,
-    accelerators: int,
+    accelerators: float | None,
+    carbon: CarbonFactors | None = None,
     earlier: Sequence[Reading] = (),
+    flags: Sequence[str] = (),
 ) -> Account:
     """Return the account of a trace.
 
-    `flops`: by (phase, attempt), or the reason why there is no count. `accelerators`: 0 on a CPU run, whose
-    device hours are host hours. `earlier`: readings of attempts before this trace, which are billed as well.
+    `flops`: by (phase, attempt), or the reason why there is no count. `accelerators`: those allotted, 0 on a CPU
+    run (device hours are then host hours), None where not known. `earlier`: readings of attempts before this
+    trace, which are billed as well. `flags`: put on every reading of a shared device.
     """
-    windows = trace.windows()
-    attempts = sorted({w.attempt for w in windows})
-    readings: list[Reading] = list(earlier)
-    for attempt in attempts:
-        for phase in PHASES:
-            own = [w for w in windows if w.phase == phase and w.attempt == attempt]
-            if own:
-                readings += _phase_readings(trace, own, flops, phase, attempt)
-    billed = [r for r in readings if r.phase in BILLED_PHASES]
-    seconds: dict[str, float | None] = {phase: _total(readings, "seconds", (phase,)) or 0.0 for phase in PHASES}
-    billed_seconds = _total(billed, "seconds", BILLED_PHASES) or 0.0
+    spans = _spans(trace.windows())
+    on_gpu = accelerators is None or accelerators > 0
+    fresh: list[Reading] = []
+    for key, windows in spans.items():
+        fresh += _times_and_memory(trace, key, windows)
+        fresh.append(_flops(key, flops, spans))
+    energies = [*gpu_readings(trace, spans), *rapl_readings(trace, spans), *modelled_cpu_readings(trace, spans)]
+    fresh += [r.model_copy(update={"flags": sorted({*r.flags, *flags})}) if flags else r for r in energies]
+    for key in spans:
+        fresh.append(co2_reading(key, _scope([r for r in fresh if (r.phase, r.attempt) == key], on_gpu)[0], carbon))
+    readings = [*earlier, *fresh]
+    billed = [r for r in readings if r.phase == "billed"]
+    # A phase that did not take place took no time: that zero is measured.
+    seconds: dict[str, float | None] = {
+        phase: _total(r for r in readings if _is(r, phase, "seconds")) or 0.0 for phase in PHASES
+    }
+    billed_seconds = _total(r for r in billed if r.quantity == "seconds") or 0.0
     seconds["billed"] = billed_seconds
-    last = [r for r in billed if r.attempt == max(attempts, default=1)]
-    seconds["billed_last_attempt"] = _total(last, "seconds", BILLED_PHASES) or 0.0
+    seconds["billed_last_attempt"] = _total(r for r in fresh if _is(r, "billed", "seconds")) or 0.0
+    memory, basis = _memory_basis(billed, on_gpu)
+    byte_seconds = _total(r for r in billed if r.quantity == memory)
+    scoped, scope = _scope(billed, on_gpu)
+    joules = _total(scoped)
+    flop_total = _total(r for r in billed if r.quantity == "flops")
     hours = billed_seconds / 3600
-    on_gpu = accelerators > 0
-    memory = "cuda_reserved_byte_seconds" if on_gpu else "rss_byte_seconds"
-    byte_seconds = _total(billed, memory, BILLED_PHASES)
-    flop_total = _total(billed, "flops", BILLED_PHASES)
     gamma = Gamma(
-        device_hours=hours * max(1, accelerators),
+        device_hours=None if accelerators is None else hours * (accelerators or 1),
         core_hours=hours * cores,
-        energy_kwh=None,
+        energy_kwh=None if joules is None else joules / JOULES_PER_KWH,
         memory_gb_hours=None if byte_seconds is None else byte_seconds / _BYTE_SECONDS_PER_GB_HOUR,
-        co2_kg=None,
+        co2_kg=_total(r for r in billed if r.quantity == "co2_kg"),
         flops=None if flop_total is None else round(flop_total),
-        energy_scope=None,
-        memory_basis="reserved" if on_gpu else "rss",
+        energy_scope=None if joules is None else scope,
+        memory_basis=basis,
     )
-    peak_name = "peak_cuda_reserved_bytes" if on_gpu else "peak_rss_bytes"
+    peak_name = {"rss": "peak_rss_bytes", "device": "peak_device_memory_bytes"}.get(basis, "peak_cuda_reserved_bytes")
     peaks = [r.value for r in billed if r.quantity == peak_name and r.value is not None]
     return Account(readings, seconds, gamma, int(max(peaks)) if peaks else None)
 
 
-def _phase_readings(
-    trace: Trace,
-    windows: Sequence[Window],
-    flops: Mapping[tuple[str, int], Flops] | str,
-    phase: str,
-    attempt: int,
-) -> list[Reading]:
+def _spans(windows: Sequence[Window]) -> dict[SpanKey, list[Window]]:
+    """Return the windows of every phase that took place, and per attempt the billed ones, metered as one."""
+    spans: dict[SpanKey, list[Window]] = {}
+    for attempt in sorted({w.attempt for w in windows}):
+        own = [w for w in windows if w.attempt == attempt]
+        for phase in PHASES:
+            if found := [w for w in own if w.phase == phase]:
+                spans[(phase, attempt)] = found
+        spans[("billed", attempt)] = [w for w in own if w.phase in BILLED_PHASES]
+    return spans
+
+
+def _times_and_memory(trace: Trace, key: SpanKey, windows: Sequence[Window]) -> list[Reading]:
     flags = ["cut"] if any(window.cut for window in windows) else []
 
-    def reading(quantity: str, value: float | None, source: str, why: str, **detail: float) -> Reading:
-        return Reading.model_validate(
-            {
-                "phase": phase,
-                "attempt": attempt,
-                "quantity": quantity,
-                "value": value,
-                "source": None if value is None else source,
-                "why_missing": why if value is None else None,
-                "flags": flags,
-                "detail": detail,
-            }
-        )
+    def found(quantity: str, value: float | None, source: str, why: str, **detail: Any) -> Reading:
+        given = NotMeasured(trace.missing.get(quantity, why)) if value is None else value
+        return reading(key, quantity, source, given, flags, **detail)  # type: ignore[arg-type]
 
-    found = [reading("seconds", sum(w.seconds for w in windows), "counter", "")]
-    found += _memory(trace, windows, reading)
-    if isinstance(flops, str):
-        found.append(reading("flops", None, "counted", flops))
-    else:
-        done = flops.get((phase, attempt), Flops())
-        found.append(reading("flops", done.total, "counted", "", padding=done.padding))
-    found.append(reading("energy_joules", None, "counter", _NO_ENERGY))
-    found.append(reading("co2_kg", None, "modelled", _NO_CARBON))
-    return found
-
-
-def _memory(trace: Trace, windows: Sequence[Window], reading: object) -> Iterable[Reading]:
-    assert callable(reading)
-    for prefix in ("rss", "cuda_reserved", "cuda_allocated"):
-        quantity = f"{prefix}_bytes"
-        why = trace.missing.get(quantity) or (
-            "no CUDA device" if prefix.startswith("cuda") else "fewer than two samples in the run"
-        )
-        integral = trace.integral(quantity, windows)
-        value, used = integral if integral is not None else (None, 0)
-        yield reading(f"{prefix}_byte_seconds", value, "sampled", why, samples=used)
+    result = [found("seconds", sum(w.seconds for w in windows), "counter", "")]
     ends = [w.end.values for w in windows]
-    peaks = [values["peak_rss_bytes"] for values in ends if "peak_rss_bytes" in values]
-    why = trace.missing.get("peak_rss_bytes", "the process ended before its peak was read")
-    yield reading("peak_rss_bytes", max(peaks, default=None), "counter", why)
-    shared = [values["pss_bytes"] for values in ends if "pss_bytes" in values]
-    why = trace.missing.get("pss_bytes", "the process ended before it was read")
-    yield reading("pss_bytes_at_end", shared[-1] if shared else None, "counter", why)
-    for prefix in ("cuda_reserved", "cuda_allocated"):
-        peak = trace.peak(f"{prefix}_bytes", windows)
-        yield reading(f"peak_{prefix}_bytes", peak, "sampled", "no CUDA device")
+    for name, why in (("rss", "fewer than two samples"), ("cuda_reserved", "no CUDA"), ("cuda_allocated", "no CUDA")):
+        integral = trace.integral(f"{name}_bytes", windows) if windows else None
+        value, used = integral if integral is not None else (None, 0)
+        result.append(found(f"{name}_byte_seconds", value, "sampled", why, samples=used))
+        if name != "rss":
+            # The allocator's own peak, taken at phase ends, catches what falls between two samples.
+            peaks = [v[f"peak_{name}_bytes"] for v in ends if f"peak_{name}_bytes" in v]
+            result.append(found(f"peak_{name}_bytes", max(peaks, default=None), "counter", why))
+    for quantity in ("peak_rss_bytes", "pss_bytes"):
+        values = [v[quantity] for v in ends if quantity in v]
+        result.append(found(quantity, max(values, default=None), "counter", "no window ended while it could be read"))
+    return result
 
 
-def _total(readings: Iterable[Reading], quantity: str, phases: Sequence[str]) -> float | None:
-    """Return the sum of a quantity over phases and attempts; None as soon as one part was not measured."""
-    values = [r.value for r in readings if r.quantity == quantity and r.phase in phases]
+def _flops(key: SpanKey, flops: Mapping[tuple[str, int], Flops] | str, spans: Mapping[SpanKey, object]) -> Reading:
+    phase, attempt = key
+    if isinstance(flops, str):
+        return reading(key, "flops", "counted", NotMeasured(flops))
+    phases = [p for p in BILLED_PHASES if (p, attempt) in spans] if phase == "billed" else [phase]
+    done = sum((flops.get((p, attempt), Flops()) for p in phases), Flops())
+    return reading(key, "flops", "counted", done.total, (), padding=done.padding)
+
+
+def _scope(readings: Sequence[Reading], on_gpu: bool) -> tuple[list[Reading], str]:
+    """Return the energies that gamma's energy is the sum of, and what they cover (DESIGN section 1, gamma)."""
+    if on_gpu:
+        counted = [r for r in readings if r.quantity == "gpu_energy_joules"]
+        sampled = [r for r in readings if r.quantity == "gpu_energy_sampled_joules"]
+        if _total(counted) is None and _total(sampled) is not None:
+            return sampled, "gpu boards (power samples)"
+        return counted, "gpu boards"
+    packages = [r for r in readings if r.quantity == "cpu_energy_joules"]
+    dram = [r for r in readings if r.quantity == "ram_energy_joules"]
+    if _total(dram) is None:
+        return packages, "rapl packages"
+    return [*packages, *dram], "rapl packages + dram"
+
+
+def _memory_basis(billed: Sequence[Reading], on_gpu: bool) -> tuple[str, str]:
+    """Return the reading that memory_gb_hours is made of: on a shared GPU the device's own use is not ours."""
+    if not on_gpu:
+        return "rss_byte_seconds", "rss"
+    device = [r for r in billed if r.quantity == "device_memory_byte_seconds"]
+    if _total(device) is not None and not any("shared" in r.flags for r in device):
+        return "device_memory_byte_seconds", "device"
+    return "cuda_reserved_byte_seconds", "reserved"
+
+
+def _is(found: Reading, phase: str, quantity: str) -> bool:
+    return found.phase == phase and found.quantity == quantity
+
+
+def _total(readings: Iterable[Reading]) -> float | None:
+    """Return the sum over attempts; None as soon as one part was not measured, or when there is none."""
+    values = [r.value for r in readings]
     if not values or any(value is None for value in values):
         return None
     return sum(value for value in values if value is not None)

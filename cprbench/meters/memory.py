@@ -6,7 +6,9 @@ because reading it takes about 19 ms per resident GiB.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 
 class MemoryMeter:
@@ -50,6 +52,10 @@ class MemoryMeter:
     def missing(self) -> dict[str, str]:
         """Return quantity -> reason."""
         return dict(self._missing)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the machine's page size in bytes, the resolution of RSS."""
+        return {"page_bytes": os.sysconf("SC_PAGE_SIZE")}
 
     def _status(self) -> dict[str, float]:
         try:

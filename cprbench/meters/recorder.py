@@ -42,7 +42,8 @@ class Recorder:
         with self._lock:
             taken = dict(values)
             for meter in self._meters:
-                taken |= meter.edge()
+                # A phase starts right after the last one ended, where peaks and PSS were read and reset.
+                taken |= meter.edge() if side == "end" else meter.sample()
         self._write(Sample(t, taken, phase, side, self._attempt).line())
 
     def sample(self, values: Mapping[str, float]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,8 @@ class Channel:
         self._open: str | None = None
         self.seconds: dict[str, float] = {}  # by phase, of the windows closed so far
         self._since = 0.0
+        #: Called at every phase end, on the child's side: waits for the device and returns its allocator's values.
+        self.at_end: Callable[[], Mapping[str, float]] = dict
 
     def send(self, event: str, **fields: Any) -> None:
         """Tell the parent something."""
@@ -31,14 +33,15 @@ class Channel:
         self._open, self._since = phase, time.monotonic()
         self.send("start", phase=phase, t=self._since)
 
-    def end(self, values: Mapping[str, float] | None = None) -> None:
+    def end(self) -> None:
         """Close the open phase now and wait until the parent has read its meters; the wait is in no phase."""
+        values = self.at_end()  # waits for queued device work, which belongs to the phase
         now = time.monotonic()
         phase, self._open = self._open, None
         if phase is None:
             return
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
-        self.send("end", phase=phase, t=now, values=dict(values or {}))
+        self.send("end", phase=phase, t=now, values=dict(values))
         self._in.readline()
 
     def adopt(self, phase: str, since: float) -> None:

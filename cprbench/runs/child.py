@@ -44,10 +44,12 @@ def run_child(
     offline: bool,
     meter: bool = True,
     meters: Sequence[Meter] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run a job in a spawned child with its own process group and return how it ended.
 
-    `offline`: the child may open no connection. `meter`: samples.jsonl is written into `folder`. A child that
+    `offline`: the child may open no connection. `meter`: samples.jsonl is written into `folder` from the child's
+    memory and from `meters`. `environment`: variables on top of this process's own. A child that
     raises, dies or is interrupted (Ctrl-C) comes back as an Outcome, never as an exception.
     """
     to_child, from_child = os.pipe(), os.pipe()
@@ -63,7 +65,7 @@ def run_child(
             stderr=log,
             pass_fds=(to_child[0], from_child[1]),
             start_new_session=True,
-            env=_environment(offline),
+            env={**_environment(offline), **(environment or {})},
         )
     os.close(to_child[0])
     os.close(from_child[1])

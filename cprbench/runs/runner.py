@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +13,14 @@ import cprbench.errors
 from cprbench.errors import CprbenchError, SpecError, StoreError
 from cprbench.meters import hardware
 from cprbench.meters.flops import Flops, Pass, Trained, count, supported
-from cprbench.meters.ledger import Account, account
+from cprbench.meters.history import finish_history
+from cprbench.meters.ledger import account
 from cprbench.meters.trace import Trace
 from cprbench.runs import planner, store
 from cprbench.runs.child import LOG, Outcome, run_child
+from cprbench.runs.metering import Bench, MeterOptions, environment_of, open_bench
 from cprbench.runs.planner import Inspected, Planned
-from cprbench.spec import Environment, HubSource, Psi, Reading, RunRecord, Scalar, Search, SuiteSpec, TaskSpec
+from cprbench.spec import HubSource, Psi, RunRecord, Scalar, Search, SuiteSpec, TaskSpec
 from cprbench.tasks import load_task
 
 #: observe(planned, event): a run began ("run"), is under way ("step", "progress") or is over ("done").
@@ -35,6 +37,7 @@ class Options:
     retry: bool = False
     save: Literal["none", "delta", "model"] = "none"
     search_rates: tuple[float, ...] = ()
+    metering: MeterOptions = field(default_factory=MeterOptions)
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,6 @@ class _Launcher:
         self._shelf = shelf
         self._options = options
         self._observe = observe
-        self._environment = _environment()
         self.reused = 0
 
     def run(self, planned: Planned) -> RunRecord:
@@ -183,19 +185,24 @@ class _Launcher:
             "folder": str(folder),
             "attempt": attempt,
         }
+        bench = open_bench(self._options.metering)
         try:
             outcome = run_child(
                 job,
                 folder,
                 lambda event: self._observe(planned, event),
                 offline=_is_offline(planned.task, planned.spec.model.source, self._options),
+                meters=bench.meters,
+                environment=bench.child_environment,
             )
-            record = self._record(planned, identity, folder, attempt, outcome, earlier)
+            record = self._record(planned, identity, folder, attempt, outcome, earlier, bench)
         except OSError as error:
             raise StoreError(
                 f"{folder}: cannot write ({error.strerror or error}). Free some space there or pass --out FOLDER. "
                 "Finished runs are untouched."
             ) from error
+        finally:
+            bench.close()
         if outcome.status == "ok":
             (folder / LOG).unlink()
         self._shelf.commit(folder, record)
@@ -210,19 +217,24 @@ class _Launcher:
         attempt: int,
         outcome: Outcome,
         earlier: RunRecord | None,
+        bench: Bench,
     ) -> RunRecord:
         trace = Trace.load(folder / store.SAMPLES)
         result = outcome.result or {}
         flops = _flops(planned, folder, attempt, result)
-        on_gpu = result.get("device") == "cuda"
+        # A child that died before it could tell ran where CUDA would have put it.
+        on_gpu = result["device"] == "cuda" if result else bool(bench.gpu.devices)
+        carbon = self._options.metering.carbon
         bill = account(
             trace,
             flops,
             cores=hardware.bound_cores(),
-            accelerators=1 if on_gpu else 0,
-            earlier=_carried_over(earlier),
+            accelerators=bench.accelerators(on_gpu),
+            carbon=carbon,
+            earlier=earlier.readings if earlier is not None else (),
+            flags=bench.flags,
         )
-        _finish_history(folder, trace, bill)
+        finish_history(folder / store.HISTORY, trace, flops_known=not isinstance(flops, str))
         empty = {"primary": planned.task.primary, "base": None, "final": None, "items": 0}
         return RunRecord(
             run_id=identity,
@@ -237,7 +249,7 @@ class _Launcher:
             attempts=attempt,
             limits=planned.limits,
             spec=planned.spec,
-            environment=self._environment,
+            environment=environment_of(bench, on_gpu, carbon),
             psi=Psi.model_validate(result.get("psi", empty)),
             gamma=bill.gamma,
             seconds=bill.seconds,
@@ -258,22 +270,6 @@ class _Launcher:
         )
 
 
-def _environment() -> Environment:
-    commit, dirty = hardware.checkout()
-    return Environment(
-        hardware_class=hardware.cpu_class(),
-        packages=hardware.packages(),
-        commit=commit,
-        dirty=dirty,
-        python=hardware.python_version(),
-        facts=hardware.machine_facts(),
-    )
-
-
-def _carried_over(earlier: RunRecord | None) -> list[Reading]:
-    return list(earlier.readings) if earlier is not None else []
-
-
 def _flops(
     planned: Planned, folder: Path, attempt: int, result: Mapping[str, Any]
 ) -> dict[tuple[str, int], Flops] | str:
@@ -288,34 +284,6 @@ def _flops(
     notes = result["notes"]
     trained = Trained(frozenset(result["trained_submodules"]), result["new_head_parameters"] > 0, notes.get("adapters"))
     return count(model.config, model.kind, notes["labels"], trained, passes)
-
-
-def _finish_history(folder: Path, trace: Trace, bill: Account) -> None:
-    """Add the running gamma that only the parent knows to the validated steps of history.jsonl."""
-    path = folder / store.HISTORY
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    billed = [w for w in trace.windows() if w.phase in ("select", "train")]
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if number < len(lines):
-                raise
-            break  # torn by the death of the child
-        at = row.pop("t")
-        if "validation" in row or number == len(lines):
-            so_far = [replace(w, end=replace(w.end, t=min(w.end.t, at))) for w in billed if w.start.t <= at]
-            memory = trace.integral("rss_bytes", so_far)
-            row["gamma"] = {
-                "device_hours": row["seconds"] / 3600,
-                "core_hours": row["seconds"] / 3600 * hardware.bound_cores(),
-                "memory_gb_hours": None if memory is None else memory[0] / 1e9 / 3600,
-                "energy_kwh": bill.gamma.energy_kwh,
-                "flops": row["flops"],
-            }
-        rows.append(json.dumps(row))
-    path.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
 
 
 def export(folder: Path | str, target: Path | str, *, offline: bool = False) -> Path:

@@ -45,6 +45,7 @@ def main(job_path: str, read_fd: int, write_fd: int) -> None:
     keep_freed_memory()
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
     channel = Channel(read_fd, write_fd)
+    channel.at_end = _cuda_at_end
     if "launched" in job:
         channel.adopt("setup", job["launched"])
     try:
@@ -371,6 +372,21 @@ def _cuda() -> dict[str, float]:
         "cuda_allocated_bytes": torch.cuda.memory_allocated(),
         "cuda_reserved_bytes": torch.cuda.memory_reserved(),
     }
+
+
+def _cuda_at_end() -> dict[str, float]:
+    """Wait for the device, then return its allocator's values and peaks since the last phase end, {} on CPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    torch.cuda.synchronize()
+    values = {
+        **_cuda(),
+        "peak_cuda_allocated_bytes": torch.cuda.max_memory_allocated(),
+        "peak_cuda_reserved_bytes": torch.cuda.max_memory_reserved(),
+    }
+    torch.cuda.reset_peak_memory_stats()
+    return values
 
 
 def _unchanged(what: str, actual: str, planned: str) -> None:

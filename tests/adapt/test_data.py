@@ -146,7 +146,7 @@ def test_pubmedqa_with_its_rows_in_another_order_is_refused(real_data: Path, tmp
     (tmp_path / "turned.json").write_text(json.dumps(turned), encoding="utf-8")
     source = {"kind": "files", "path": "turned.json", "format": "json"}
     spec = load_task("pubmedqa").model_dump() | {"source": [source], "data_sha256": None}
-    with pytest.raises(DataError, match="test ids hash to .* published are 406e3b89"):
+    with pytest.raises(DataError, match=r"test ids hash to .* published are 406e3b89"):
         load_dataset(parse(TaskSpec, spec, "here"), data=tmp_path)
 
 
@@ -475,7 +475,7 @@ def test_a_row_may_bring_its_own_choices() -> None:
 
 @pytest.mark.parametrize("example", [{"prompt": "{txt}"}, {"answer": "lable"}, {"id": "txt"}])
 def test_a_column_that_is_not_in_the_data_names_the_nearest_one(example: dict[str, Any]) -> None:
-    with pytest.raises(SpecError, match="Did you mean '(text|label)'"):
+    with pytest.raises(SpecError, match=r"Did you mean '(text|label)'"):
         read_inline({"text": "a", "label": "good"}, example=example)
 
 

@@ -147,17 +147,24 @@ def test_without_the_instant_field_the_averaged_power_is_taken_and_named(play: P
     assert sampled.value == pytest.approx(800)
 
 
+def test_memory_without_a_baseline_is_not_measured(play: Play) -> None:
+    answer = play(A + "fail 0 nvmlDeviceGetMemoryInfo 999 0 0.5\n", [], until=2.0)
+    assert answer["facts"]["hardware_class"] == "1x NVIDIA Shim 80GB unknown GiB 700 W"
+    assert "did not tell how much memory" in answer["missing"]["gpu0_memory_used_bytes"]
+    assert not any("gpu0_memory_used_bytes" in sample.values for sample in answer["trace"].samples)
+
+
 def test_a_power_sensor_that_reads_nothing_is_not_zero_watts(play: Play) -> None:
     answer = play(f"device GPU-a {GIB} 0 Silent\ncurve 0 0 0\n", [], until=2.0)
     assert answer["missing"] == {"gpu0_power_watts": "GPU-a does not give power_watts (NVML: error 21)"}
     assert not any("gpu0_power_watts" in sample.values for sample in answer["trace"].samples)
 
 
-@pytest.mark.parametrize("environ", [{}, {"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "MIG-1111"}])
-def test_a_mig_slice_has_memory_and_a_share_but_no_energy_of_its_own(
-    environ: dict[str, str], play: Play, spans: Group
-) -> None:
-    answer = play(A + MIG, EDGES, until=10.0, environ=environ)
+@pytest.mark.parametrize(
+    "more", [{}, *({"environ": {"CUDA_VISIBLE_DEVICES": named}} for named in ("0", "MIG-1111")), {"uuids": ["1111"]}]
+)
+def test_a_mig_slice_has_memory_and_a_share_but_no_energy_of_its_own(more: Any, play: Play, spans: Group) -> None:
+    answer = play(A + MIG, EDGES, until=10.0, **more)
     [gpu] = answer["facts"]["gpus"]
     assert (gpu["uuid"], gpu["mig"], gpu["share"]) == ("MIG-1111", True, pytest.approx(3 / 7))
     assert answer["facts"]["allotted"] == pytest.approx(3 / 7)
@@ -181,6 +188,34 @@ def test_a_driver_that_does_not_list_processes_is_not_an_empty_list(play: Play) 
     answer = play(A + "fail 0 nvmlDeviceGetComputeRunningProcesses_v3 4 0 1e9\n", [])
     assert answer["foreign"] is None
     assert "does not list processes" in answer["missing"]["gpu_foreign_processes"]
+
+
+# --- a device that vanishes -------------------------------------------------------------------------
+
+
+def test_a_device_that_vanishes_leaves_the_phases_before_it_measured_and_no_number_after(
+    play: Play, spans: Group
+) -> None:
+    edges = [
+        (1.0, "select", "start", 1),
+        (9.0, "select", "end", 1),
+        (10.0, "train", "start", 1),
+        (40.0, "train", "end", 1),
+    ]
+    # Lost within a sample of the end: even then its last value does not stand for the rest.
+    trace = play(A + "fail 0 * 15 39.9 1e9\n", edges, until=45.0)["trace"]
+    for reading in gpu_readings(trace, spans(trace)):
+        if reading.phase == "select":
+            assert reading.why_missing is None
+            assert reading.quantity != "gpu_energy_joules" or reading.value == pytest.approx(800, abs=20)
+        else:
+            assert reading.value is None
+            assert reading.why_missing == "GPU-aaaa-1 was lost during the run (NVML: GPU is lost)"
+
+
+def test_a_lost_device_is_not_believed_when_it_comes_back(play: Play, spans: Group) -> None:
+    trace = play(A + "fail 0 * 15 4 5\n", EDGES, until=10.0)["trace"]
+    assert {r.value for r in gpu_readings(trace, spans(trace))} == {None}
 
 
 # --- no driver --------------------------------------------------------------------------------------

@@ -46,7 +46,14 @@ def test_a_record_holds_what_every_reader_needs(
     assert (record.status, record.error, record.role) == ("ok", None, "smoke")
     assert record.limits == {"max_examples": 64, "eval_items": 48}
     folder = runs_folder / record.run_id
-    names = {"record.json", "history.jsonl", "samples.jsonl", "predictions.jsonl", "base_predictions.jsonl", "work.jsonl"}
+    names = {
+        "record.json",
+        "history.jsonl",
+        "samples.jsonl",
+        "predictions.jsonl",
+        "base_predictions.jsonl",
+        "work.jsonl",
+    }
     assert set(json.loads((folder / "manifest.json").read_text())["files"]) == names
     assert record.psi.items == 48 == len((folder / "predictions.jsonl").read_text().splitlines())
     assert record.psi.base is not None and record.psi.final is not None
@@ -71,7 +78,7 @@ def test_a_record_holds_what_every_reader_needs(
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert rows[-1]["flops"] == gamma.flops
     assert rows[-1]["validation"] == record.psi.validation
-    assert rows[-1]["gamma"]["memory_gb_hours"] == pytest.approx(gamma.memory_gb_hours, rel=0.05)
+    assert rows[-1]["gamma"]["rss_gb_hours"] == pytest.approx(gamma.memory_gb_hours, rel=0.05)
     assert rows[-1]["seconds"] == pytest.approx(seconds["billed"], rel=0.05)
 
 
@@ -151,7 +158,11 @@ def test_a_run_that_diverges_becomes_a_failed_record_and_the_others_go_on(minilm
         assert record.psi.final is None
         assert (record.seconds["train"] or 0) > 0  # what it cost is kept
     assert "full" in [r.arm for r in done.failed]
-    again = run(suite(minilm2, "full"), options=Options(out=tmp_path), settings={**SMALL, "learning_rate": 1e30, "clip_norm": 1e30})
+    again = run(
+        suite(minilm2, "full"),
+        options=Options(out=tmp_path),
+        settings={**SMALL, "learning_rate": 1e30, "clip_norm": 1e30},
+    )
     assert again.reused == 1  # a failed run runs again only on request
 
 

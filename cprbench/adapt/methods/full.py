@@ -17,7 +17,7 @@ class Full:
     """Full tuning; it has no settings."""
 
     name: ClassVar[str] = "full"
-    learning_rates: ClassVar[Mapping[str, float]] = {"encoder": 2e-4, "causal": 2e-5}
+    learning_rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-4, "causal": 2e-5}
     label_settings: ClassVar[tuple[str, ...]] = ()
     chooses: ClassVar[bool] = False
 

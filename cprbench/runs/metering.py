@@ -1,0 +1,87 @@
+"""The meters of one run on this machine, what they say about it, and whether it may be metered at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cprbench.errors import MeterError
+from cprbench.meters import Meter, hardware
+from cprbench.meters.carbon import CarbonFactors
+from cprbench.meters.cpu import ModelledEnergy, RaplMeter
+from cprbench.meters.device import GpuMeter
+from cprbench.spec import Environment
+
+
+@dataclass(frozen=True)
+class MeterOptions:
+    """What a launch may say about metering."""
+
+    carbon: CarbonFactors | None = None
+    allow_shared: bool = False
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The meters of one run, opened before its child exists so that baselines are those of an idle device."""
+
+    gpu: GpuMeter
+    meters: Sequence[Meter]
+    flags: Sequence[str] = ()
+    child_environment: dict[str, str] = field(default_factory=dict)
+
+    def accelerators(self, on_gpu: bool) -> float | None:
+        """Return the accelerators that the run holds: 0 on a CPU run, None where NVML does not say."""
+        return self.gpu.allotted if on_gpu else 0
+
+    def hardware_class(self, on_gpu: bool) -> str:
+        """Return the hardware class (DESIGN section 1) of what the run ran on."""
+        return (self.gpu.hardware_class or "unknown GPU") if on_gpu else hardware.cpu_class()
+
+    def close(self) -> None:
+        """Let go of the driver."""
+        self.gpu.close()
+
+
+def open_bench(options: MeterOptions) -> Bench:
+    """Return the meters of a run. A run holds one GPU: the first that CUDA_VISIBLE_DEVICES shows.
+
+    Raises MeterError when others compute on that GPU and `allow_shared` was not given: its energy and memory
+    cannot be told apart from theirs.
+    """
+    visible = GpuMeter()
+    uuids = [device.uuid for device in visible.devices[:1]]
+    visible.close()
+    gpu = GpuMeter(uuids) if uuids else GpuMeter()
+    foreign = gpu.foreign_processes({os.getpid()}) or []
+    if foreign and not options.allow_shared:
+        gpu.close()
+        pids = ", ".join(str(process.pid) for process in foreign)
+        raise MeterError(
+            f"{foreign[0].uuid} is in use by other processes (pid {pids}): their energy and memory would be billed to "
+            "this run. Stop them, choose another device with CUDA_VISIBLE_DEVICES, or pass --allow-shared, which flags "
+            "every reading."
+        )
+    environment = {"CUDA_VISIBLE_DEVICES": uuids[0]} if uuids else {}
+    meters: list[Meter] = [gpu, RaplMeter(), ModelledEnergy()]
+    return Bench(gpu, meters, ["shared"] if foreign else [], environment)
+
+
+def environment_of(bench: Bench, on_gpu: bool, carbon: CarbonFactors | None) -> Environment:
+    """Return what a record keeps of the machine."""
+    commit, dirty = hardware.checkout()
+    facts: dict[str, Any] = hardware.machine_facts()
+    for meter in bench.meters:
+        facts[meter.name] = meter.facts()
+    facts["carbon"] = carbon.facts() if carbon is not None else None
+    return Environment(
+        hardware_class=bench.hardware_class(on_gpu),
+        devices=bench.gpu.facts()["gpus"] if on_gpu else [],
+        packages=hardware.packages(),
+        commit=commit,
+        dirty=dirty,
+        python=hardware.python_version(),
+        facts=facts,
+    )

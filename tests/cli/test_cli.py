@@ -1,0 +1,120 @@
+"""The command line as a person and as a script use it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, SMALL, Arm
+
+
+def cprbench(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "cprbench", *words], capture_output=True, text=True, cwd=cwd)
+
+
+def refused(*words: str) -> str:
+    done = cprbench(*words)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "torch transformers pandas scipy matplotlib sklearn numpy"
+    code = (
+        "import sys; from cprbench.cli import main; sys.argv = ['cprbench', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        f"print([n for n in '{heavy}'.split() if n in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
+    assert "run" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["run", "report", "status", "list", "export"])
+def test_every_verb_is_documented(verb: str) -> None:
+    done = cprbench(verb, "--help")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) > 5
+    assert f"cprbench {verb}" in (ROOT / "README.md").read_text() or verb in ("list", "status")
+
+
+@pytest.mark.parametrize(
+    ("what", "known"),
+    [
+        ("tasks", "pubmedqa"),
+        ("methods", "partial"),
+        ("models", "minilm"),
+        ("suites", "quickstart"),
+        ("selections", "all"),
+    ],
+)
+def test_list_knows_its_things_in_text_and_json(what: str, known: str) -> None:
+    assert known in cprbench("list", what).stdout
+    assert known in json.loads(cprbench("list", what, "--json").stdout)
+
+
+def test_bad_words_are_refused_with_the_nearest_right_one() -> None:
+    assert "Did you mean 'tasks'" in refused("list", "taks")
+    assert "Did you mean 'movie-snippets'" in refused("run", "movie-snipets", "--model", "minilm", "--method", "full")
+    assert "Did you mean 'lora'" in refused("run", "movie-snippets", "--model", "minilm", "--method", "lorra")
+    assert "Did you mean 'k'" in refused(
+        "run", "movie-snippets", "--model", "minilm", "--method", "partial", "--set", "partial.kk=0.1"
+    )
+    message = refused("run", "movie-snippets", "--model", "minilm", "--set", "training.max_example=3")
+    assert "Did you mean 'max_examples'" in message
+    assert "Pass --model" in refused("run", "movie-snippets")
+    assert "leave out --method" in refused("run", "quickstart", "--method", "full")
+    assert "not in --method" in refused(
+        "run", "movie-snippets", "--model", "minilm", "--method", "full", "--set", "lora.r=4"
+    )
+    assert "lr=RATE" in refused("run", "movie-snippets", "--model", "minilm", "--search", "lr=fast")
+    assert "no such folder" in refused("report", "nowhere")
+
+
+def test_a_mistyped_key_in_a_suite_file_is_named(tmp_path: Path) -> None:
+    suite = (ROOT / "tasks/suites/quickstart.toml").read_text().replace("blocks = 2", "blokcs = 2")
+    path = tmp_path / "suite.toml"
+    path.write_text(suite)
+    message = refused("run", str(path))
+    assert str(path) in message
+    assert "unknown key 'blokcs'. Did you mean 'blocks'?" in message
+
+
+def test_report_and_status_read_real_records(minilm2: Path, run_arm: Arm, runs_folder: Path, tmp_path: Path) -> None:
+    for method in ("head", "full"):
+        run_arm(minilm2, method)
+    text = cprbench("report", str(runs_folder)).stdout
+    assert "movie-snippets v1" in text
+    assert "| full |" in text
+    assert "energy" in text
+    written = cprbench("report", str(runs_folder), "--out", str(tmp_path / "pages"))
+    assert written.stdout.strip() == str(tmp_path / "pages" / "report.md")
+    assert (tmp_path / "pages" / "report.md").read_text() == text.removesuffix("\n")
+    groups = json.loads(cprbench("report", str(runs_folder), "--json").stdout)["groups"]
+    assert any(arm["arm"] == "full" for group in groups for arm in group["arms"])
+    status = json.loads(cprbench("status", str(runs_folder), "--json").stdout)
+    assert {row["status"] for row in status["runs"]} >= {"ok"}
+    assert "billed in all" in cprbench("status", str(runs_folder)).stdout
+
+
+def test_run_prints_a_table_of_80_columns_and_says_where_the_records_are(
+    minilm2: Path, run_arm: Arm, runs_folder: Path
+) -> None:
+    run_arm(minilm2, "head")
+    run_arm(minilm2, "full")
+    settings = [word for key, value in SMALL.items() for word in ("--set", f"training.{key}={value}")]
+    words = ["run", "movie-snippets", "--model", str(minilm2), "--method", "head,full", "--blocks", "1", *settings]
+    done = cprbench(*words, "--out", str(runs_folder))
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
+    assert "2 runs, 2 of them reused. Records:" in done.stdout
+    assert "kept" in done.stdout
+    assert "[2/2]" in done.stderr
+    rows = cprbench(*words, "--out", str(runs_folder), "--json").stdout.splitlines()
+    assert [json.loads(row)["arm"] for row in rows] != []
