@@ -7,6 +7,7 @@
     runs/                RunSpec -> RunRecord: planner, runner and worker, store
     judge/               gain, retained gain, multiples of full: the only formulas
     render/              records -> pages and tables
+    integrations/        doors for loops that are not ours
     cli/                 one file per verb
 
 Names are loaded when they are first used, so `import cprbench` is quick and needs no torch.
@@ -33,6 +34,7 @@ _HOME = {
     "load_runs": "cprbench.runs.store",
     "load_suite": "cprbench.tasks",
     "load_task": "cprbench.tasks",
+    "measure": "cprbench.runs.external",
     "render_report": "cprbench.render.markdown",
     "run": "cprbench.runs.runner",
 }

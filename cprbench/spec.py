@@ -262,6 +262,36 @@ class RunSpec(Frozen):
     training: TrainingSpec
 
 
+class ExternalTask(Frozen):
+    """The task of a loop that is not ours: its name is the user's word, its data was not seen."""
+
+    name: str
+    version: int = 1
+    data_sha256: None = None
+
+
+class ExternalModel(Frozen):
+    """The model of a loop that is not ours, by the name that the user gave it."""
+
+    source: str
+    label: str
+    revision: str | None = None
+    weights_sha256: None = None
+    parameters: Count | None = None
+    kind: None = None
+
+
+class ExternalSpec(Frozen):
+    """What is known of a loop that is not ours: what the user said, and nothing of its recipe."""
+
+    task: ExternalTask
+    model: ExternalModel
+    method: Choice
+    selection: Choice = Choice(name="external")
+    seed: None = None
+    training: None = None
+
+
 class Reading(Frozen):
     """One number from one meter in one phase: a value with its source, or None with a reason."""
 
@@ -317,7 +347,7 @@ class Gamma(Frozen):
     co2_kg: float | None
     flops: int | None
     energy_scope: str | None = None
-    memory_basis: Literal["rss", "device", "reserved"] | None = "rss"
+    memory_basis: Literal["rss", "pss", "device", "reserved"] | None = "rss"  # pss: of a process tree
 
 
 class Search(Frozen):
@@ -340,6 +370,7 @@ class RunRecord(Frozen):
     status: Status
     error: str | None = None
     role: Literal["run", "search", "smoke"]
+    loop: Literal["cprbench", "external loop"] = "cprbench"
     suite: str | None = None
     suite_version: int | None = None
     arm: str
@@ -347,7 +378,7 @@ class RunRecord(Frozen):
     attempts: Annotated[int, Field(ge=1)]
     resumed: bool = False
     limits: dict[str, int] = {}
-    spec: RunSpec
+    spec: RunSpec | ExternalSpec
     environment: Environment
     psi: Psi
     gamma: Gamma
@@ -355,7 +386,7 @@ class RunRecord(Frozen):
     readings: list[Reading]
     search: Search | None = None
     trained_parameters: Count | None
-    total_parameters: Count
+    total_parameters: Count | None
     new_head_parameters: Count | None
     trained_submodules: list[str]
     k_asked: float | None

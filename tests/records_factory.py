@@ -136,5 +136,5 @@ def make_record(
 
 def make_search(*trials: RunRecord) -> Search:
     """Return what the record of a run says about the trials that found its learning rate."""
-    rates = [trial.spec.training.learning_rate or 0.0 for trial in trials]
+    rates = [trial.spec.training.learning_rate or 0.0 for trial in trials if trial.spec.training is not None]
     return Search(trials=len(trials), runs=[trial.run_id for trial in trials], learning_rates=rates)

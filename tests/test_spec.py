@@ -201,6 +201,30 @@ def test_a_record_of_another_schema_is_refused() -> None:
         parse(RunRecord, data, "record.json")
 
 
+UNION = pytest.mark.xfail(strict=True, raises=AttributeError, reason="a union without a tag below `spec` is not walked")
+
+
+@pytest.mark.parametrize(
+    ("path", "nearest"),
+    [
+        ("stats", "status"),
+        ("psi.finl", "final"),
+        ("readings.0.quantty", "quantity"),
+        pytest.param("spec.metod", "method", marks=UNION),
+        pytest.param("spec.training.epoch", "epochs", marks=UNION),
+    ],
+)
+def test_a_record_with_a_mistyped_key_names_the_nearest_one(path: str, nearest: str) -> None:
+    data = make_record().model_dump(by_alias=True, mode="json")
+    *rooms, key = path.split(".")
+    place: Any = data
+    for room in rooms:
+        place = place[int(room) if room.isdigit() else room]
+    place[key] = 1
+    with pytest.raises(SpecError, match=rf"^record\.json: unknown key '{path}'\. Did you mean '{nearest}'\?$"):
+        parse(RunRecord, data, "record.json")
+
+
 def test_a_suite_with_mistyped_keys_names_the_nearest_ones() -> None:
     suite: dict[str, Any] = {"tasks": ["a"], "models": ["b"], "arm": [{"method": "full"}]}
     assert parse(SuiteSpec, suite, "s.toml").blocks == 3

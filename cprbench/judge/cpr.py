@@ -81,7 +81,8 @@ def compare(records: Iterable[RunRecord]) -> list[Group]:
 
 def group_key(record: RunRecord) -> dict[str, Any]:
     """Return what two runs must share to be compared."""
-    recipe = record.spec.training.model_dump(exclude={"learning_rate"})
+    training = record.spec.training
+    recipe = None if training is None else training.model_dump(exclude={"learning_rate"})
     named = record.suite if record.role == "run" else None
     return {
         "task": record.spec.task.name,
@@ -94,6 +95,7 @@ def group_key(record: RunRecord) -> dict[str, Any]:
         "suite_version": record.suite_version if named else None,
         "limits": record.limits,
         "role": record.role,
+        "loop": record.loop,
         "recipe": recipe,
     }
 
@@ -137,15 +139,11 @@ def _arm(
     trials: dict[str, RunRecord],
 ) -> ArmResult:
     ok = {r.block: r for r in sorted(records, key=lambda r: r.block) if r.status == "ok"}
-    finals = {block: _score(r, metric, "final") for block, r in ok.items()}
-    bases = [_score(r, metric, "base") for r in ok.values()]
-    references = {
-        block: _score(r, metric, "base") if head is None else _score(head[block], metric, "final")
-        for block, r in ok.items()
-        if head is None or block in head
-    }
-    gains = {block: better_by(metric, finals[block], references[block]) for block in references}
-    no_reference = "no head run in the same block" if head is not None else "no run ended well"
+    unscored = "no psi was given" if ok else "no run ended well"
+    finals = {block: value for block, r in ok.items() if (value := _score(r, metric, "final")) is not None}
+    references = {block: value for block, r in ok.items() if (value := _before(r, metric, head)) is not None}
+    gains = {b: better_by(metric, finals[b], references[b]) for b in references if b in finals}
+    no_reference = "no head run in the same block" if head is not None else unscored
     searched = [r.search for r in ok.values() if r.search is not None]
     trial_ids = sorted({i for search in searched for i in search.runs})
     return ArmResult(
@@ -153,8 +151,8 @@ def _arm(
         method=records[0].spec.method.name,
         blocks=tuple(ok),
         failed=len(records) - len(ok),
-        base=_mean(bases, "no run ended well"),
-        final=_mean(list(finals.values()), "no run ended well"),
+        base=_mean([_score(r, metric, "base") for r in ok.values()], unscored),
+        final=_mean([_score(r, metric, "final") for r in ok.values()], unscored),
         finals=tuple(finals.values()),
         reference=_mean(list(references.values()), no_reference),
         gain=_mean(list(gains.values()), no_reference),
@@ -162,9 +160,7 @@ def _arm(
         seconds=_mean([r.seconds.get("billed") for r in ok.values()], NOT_MEASURED),
         retained_gain=_retained(gains, full, head, metric),
         multiple_of_full={name: _multiple(gains, ok, full, head, metric, name) for name in RESOURCES},
-        trained_share=_mean(
-            [(r.trained_parameters or 0) / r.total_parameters for r in ok.values()], "no run ended well"
-        ),
+        trained_share=_mean([_trained_share(r) for r in ok.values()], "not told" if ok else "no run ended well"),
         trials=len(trial_ids),
         search_seconds=_search_seconds(trial_ids, trials),
     )
@@ -178,9 +174,22 @@ def _search_seconds(ids: Sequence[str], trials: dict[str, RunRecord]) -> Figure:
     return Figure(sum(trials[i].seconds.get("billed") or 0.0 for i in ids))
 
 
-def _score(record: RunRecord, metric: str, when: str) -> float:
+def _trained_share(record: RunRecord) -> float | None:
+    if record.trained_parameters is None or not record.total_parameters:
+        return None
+    return record.trained_parameters / record.total_parameters
+
+
+def _score(record: RunRecord, metric: str, when: str) -> float | None:
     scores = getattr(record.psi, when)
-    return float(scores[metric])
+    return None if scores is None else scores.get(metric)
+
+
+def _before(record: RunRecord, metric: str, head: dict[int, RunRecord] | None) -> float | None:
+    """Return what a gain is measured against: method head of the same block, or the run's own base."""
+    if head is None:
+        return _score(record, metric, "base")
+    return _score(head[record.block], metric, "final") if record.block in head else None
 
 
 def _mean(values: Sequence[float | None], why: str) -> Figure:
@@ -195,11 +204,12 @@ def _full_gains(
     """Return full tuning's gain per block, None unless every block has it."""
     gains = {}
     for block in blocks:
-        if block not in full or (head is not None and block not in head):
+        record = full.get(block)
+        before = None if record is None else _before(record, metric, head)
+        after = None if record is None else _score(record, metric, "final")
+        if before is None or after is None:
             return None
-        record = full[block]
-        before = _score(record, metric, "base") if head is None else _score(head[block], metric, "final")
-        gains[block] = better_by(metric, _score(record, metric, "final"), before)
+        gains[block] = better_by(metric, after, before)
     return gains or None
 
 

@@ -41,9 +41,9 @@ CLOCK_SECONDS = 1.0
 EDGE_SECONDS = 0.25
 #: Counter and power samples that differ by a larger share are flagged.
 DISAGREEMENT = 0.10
-#: The child stamps an edge, the parent reads it a little later, so two counter values can stand in the wrong
-#: order. After a true reset the counter does not climb back to its old value within this time.
-REORDER_SECONDS = 0.5
+#: The child stamps an edge and the parent reads it later, so two counter values can stand in the wrong order.
+#: After a true reset the counter does not climb back to its old value within this time.
+REORDER_SECONDS = 5.0
 #: Power samples further apart do not cover a reset of the counter.
 COVER_SECONDS = 1.0
 #: Sample key of the wall clock (seconds since 1970), beside which a sleep of the machine shows.
@@ -99,7 +99,10 @@ class Cuts:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self._series: dict[str, list[Point]] = {}
-        self._folds = _folds(trace.samples)
+        # Both clocks are judged by the sampler's own lines: an edge is stamped before it is read and written.
+        steady = [sample for sample in trace.samples if sample.edge is None]
+        self._folds = _folds(steady)
+        self._wall = sorted((sample.t, sample.values[WALL]) for sample in steady if WALL in sample.values)
 
     def series(self, quantity: str) -> list[Point]:
         """Return (t, value) of every sample that has the quantity, in order of time."""
@@ -149,7 +152,7 @@ class Cuts:
             raise NotMeasured(f"{_place(window)} runs from {start} s to {end} s, so its clock is not to be trusted")
         if any(low <= end and high >= start for low, high in self._folds):
             raise NotMeasured(f"the clock ran backwards in {_place(window)}")
-        wall = self.series(WALL)
+        wall = self._wall
         near = wall[max(0, bisect_left(wall, start, key=_time) - 1) : bisect_right(wall, end, key=_time) + 1]
         for a, b in pairwise(near):
             jump = (b[1] - a[1]) - (b[0] - a[0])

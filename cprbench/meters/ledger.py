@@ -15,6 +15,20 @@ from cprbench.spec import BILLED_PHASES, PHASES, Gamma, Reading
 
 _BYTE_SECONDS_PER_GB_HOUR = 1e9 * 3600
 JOULES_PER_KWH = 3.6e6
+#: memory basis -> the reading of its peak
+_PEAKS = {
+    "rss": "peak_rss_bytes",
+    "pss": "peak_pss_tree_bytes",
+    "device": "peak_device_memory_bytes",
+    "reserved": "peak_cuda_reserved_bytes",
+}
+#: Memories that are integrated over time, and why one may have no samples at all.
+_MEMORIES = (
+    ("rss", "no single process was watched"),
+    ("pss_tree", "no process tree was watched"),
+    ("cuda_reserved", "no CUDA"),
+    ("cuda_allocated", "no CUDA"),
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,7 @@ def account(
         energy_scope=None if joules is None else scope,
         memory_basis=basis,
     )
-    peak_name = {"rss": "peak_rss_bytes", "device": "peak_device_memory_bytes"}.get(basis, "peak_cuda_reserved_bytes")
+    peak_name = _PEAKS[basis]
     peaks = [r.value for r in billed if r.quantity == peak_name and r.value is not None]
     return Account(readings, seconds, gamma, int(max(peaks)) if peaks else None)
 
@@ -104,14 +118,16 @@ def _times_and_memory(trace: Trace, key: SpanKey, windows: Sequence[Window]) -> 
 
     result = [found("seconds", sum(w.seconds for w in windows), "counter", "")]
     ends = [w.end.values for w in windows]
-    for name, why in (("rss", "fewer than two samples"), ("cuda_reserved", "no CUDA"), ("cuda_allocated", "no CUDA")):
+    for name, why in _MEMORIES:
         integral = trace.integral(f"{name}_bytes", windows) if windows else None
         value, used = integral if integral is not None else (None, 0)
         result.append(found(f"{name}_byte_seconds", value, "sampled", why, samples=used))
-        if name != "rss":
+        if name.startswith("cuda"):
             # The allocator's own peak, taken at phase ends, catches what falls between two samples.
             peaks = [v[f"peak_{name}_bytes"] for v in ends if f"peak_{name}_bytes" in v]
             result.append(found(f"peak_{name}_bytes", max(peaks, default=None), "counter", why))
+    tree_peak = trace.peak("pss_tree_bytes", windows)
+    result.append(found("peak_pss_tree_bytes", tree_peak, "sampled", "no process tree was watched"))
     for quantity in ("peak_rss_bytes", "pss_bytes"):
         values = [v[quantity] for v in ends if quantity in v]
         result.append(found(quantity, max(values, default=None), "counter", "no window ended while it could be read"))
@@ -145,6 +161,10 @@ def _scope(readings: Sequence[Reading], on_gpu: bool) -> tuple[list[Reading], st
 def _memory_basis(billed: Sequence[Reading], on_gpu: bool) -> tuple[str, str]:
     """Return the reading that memory_gb_hours is made of: on a shared GPU the device's own use is not ours."""
     if not on_gpu:
+        rss = [r for r in billed if r.quantity == "rss_byte_seconds"]
+        tree = [r for r in billed if r.quantity == "pss_tree_byte_seconds"]
+        if _total(rss) is None and _total(tree) is not None:
+            return "pss_tree_byte_seconds", "pss"
         return "rss_byte_seconds", "rss"
     device = [r for r in billed if r.quantity == "device_memory_byte_seconds"]
     if _total(device) is not None and not any("shared" in r.flags for r in device):

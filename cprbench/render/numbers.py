@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cprbench.judge.cpr import Figure
+from cprbench.spec import RESOURCES, RunRecord
 
 _UNITS = {
     "device_hours": "device hours",
@@ -11,6 +12,13 @@ _UNITS = {
     "memory_gb_hours": "GB·h",
     "co2_kg": "kg CO2",
     "flops": "FLOPs",
+}
+
+#: resource -> the readings whose reasons explain why it is missing
+_READINGS = {
+    "memory_gb_hours": ("rss_byte_seconds", "pss_tree_byte_seconds", "device_memory_byte_seconds"),
+    "co2_kg": ("co2_kg",),
+    "flops": ("flops",),
 }
 
 
@@ -48,3 +56,17 @@ def percent(figure: Figure) -> str:
 def times(figure: Figure) -> str:
     """Return a multiple, or its reason."""
     return figure.why or "not measured" if figure.value is None else f"{figure.value:.2f}x"
+
+
+def resource_lines(record: RunRecord) -> list[str]:
+    """Return a line per resource of a record: its value, or why there is none."""
+    billed = [r for r in record.readings if r.phase == "billed" and r.why_missing]
+    lines = []
+    for resource in RESOURCES:
+        value = getattr(record.gamma, resource)
+        names = _READINGS.get(resource, ())
+        if resource == "energy_kwh":  # of whatever the run ran on
+            names = ("gpu_energy_joules",) if record.environment.devices else ("cpu_energy_joules",)
+        why = next((str(r.why_missing) for r in billed if r.quantity in names), "not measured")
+        lines.append(f"  {_UNITS[resource]}: {number(Figure(value, None if value is not None else why))}")
+    return lines

@@ -78,7 +78,8 @@ def run_child(
             if not meter:
                 outcome = _listen(lines_in, None, line_out, observe)
             else:
-                own: list[Meter] = [MemoryMeter(process.pid), *meters]
+                # Counters first: a PSS read takes milliseconds, which would shift power between phases.
+                own: list[Meter] = [*meters, MemoryMeter(process.pid)]
                 with Recorder(folder / SAMPLES, own, job["attempt"]) as recorder:
                     recorder.edge("setup", "start", job["launched"], {})
                     outcome = _listen(lines_in, recorder, line_out, observe)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from cprbench.adapt.packages import cache_folder
 from cprbench.errors import MeterError
 from cprbench.meters import Meter, hardware
 from cprbench.meters.carbon import CarbonFactors
@@ -55,7 +58,7 @@ def open_bench(options: MeterOptions) -> Bench:
     uuids = [device.uuid for device in visible.devices[:1]]
     visible.close()
     gpu = GpuMeter(uuids) if uuids else GpuMeter()
-    foreign = gpu.foreign_processes({os.getpid()}) or []
+    foreign = gpu.foreign_processes({os.getpid()})
     if foreign and not options.allow_shared:
         gpu.close()
         pids = ", ".join(str(process.pid) for process in foreign)
@@ -66,7 +69,9 @@ def open_bench(options: MeterOptions) -> Bench:
         )
     environment = {"CUDA_VISIBLE_DEVICES": uuids[0]} if uuids else {}
     meters: list[Meter] = [gpu, RaplMeter(), ModelledEnergy()]
-    return Bench(gpu, meters, ["shared"] if foreign else [], environment)
+    # None: the driver does not list processes, so nobody can say that the device was ours alone.
+    flags = ["shared"] if foreign else ["exclusive_unknown"] if uuids and foreign is None else []
+    return Bench(gpu, meters, flags, environment)
 
 
 def environment_of(bench: Bench, on_gpu: bool, carbon: CarbonFactors | None) -> Environment:
@@ -75,6 +80,7 @@ def environment_of(bench: Bench, on_gpu: bool, carbon: CarbonFactors | None) -> 
     facts: dict[str, Any] = hardware.machine_facts()
     for meter in bench.meters:
         facts[meter.name] = meter.facts()
+    facts["rates"] = last_rates()
     facts["carbon"] = carbon.facts() if carbon is not None else None
     return Environment(
         hardware_class=bench.hardware_class(on_gpu),
@@ -85,3 +91,17 @@ def environment_of(bench: Bench, on_gpu: bool, carbon: CarbonFactors | None) -> 
         python=hardware.python_version(),
         facts=facts,
     )
+
+
+def last_rates() -> dict[str, float] | None:
+    """Return the rates that the last doctor measured on this machine, None if there are none."""
+    try:
+        found: dict[str, float] = json.loads(rates_file().read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError):
+        return None
+
+
+def rates_file() -> Path:
+    """Return where doctor keeps the rates of this hardware class."""
+    return cache_folder() / "rates" / f"{hardware.cpu_class().replace(' ', '_')}.json"

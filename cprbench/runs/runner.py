@@ -20,7 +20,7 @@ from cprbench.runs import planner, store
 from cprbench.runs.child import LOG, Outcome, run_child
 from cprbench.runs.metering import Bench, MeterOptions, environment_of, open_bench
 from cprbench.runs.planner import Inspected, Planned
-from cprbench.spec import HubSource, Psi, RunRecord, Scalar, Search, SuiteSpec, TaskSpec
+from cprbench.spec import ExternalSpec, HubSource, Psi, RunRecord, Scalar, Search, SuiteSpec, TaskSpec
 from cprbench.tasks import load_task
 
 #: observe(planned, event): a run began ("run"), is under way ("step", "progress") or is over ("done").
@@ -87,7 +87,7 @@ def run(
             for key, group in plans.items():
                 found = [launcher.run(trial) for trial in group]
                 trials += found
-                searched[key], rates[key] = _best_rate(key, found)
+                searched[key], rates[key] = _best_rate(key, group, found)
         runs = planner.plan(suite, inspected, arms, settings=settings, searched=searched, chosen_rates=rates)
         announce(runs)
         records = []
@@ -104,20 +104,19 @@ class _SearchInterruptedError(Exception):
     pass
 
 
-def _best_rate(key: tuple[str, str, str], found: Sequence[RunRecord]) -> tuple[Search, float]:
+def _best_rate(key: tuple[str, str, str], group: Sequence[Planned], found: Sequence[RunRecord]) -> tuple[Search, float]:
     if any(record.status == "interrupted" for record in found):
         raise _SearchInterruptedError(found)
+    rates = [planned.spec.training.learning_rate or 0.0 for planned in group]
     scored = [
-        (record.psi.validation["nll"], record.spec.training.learning_rate)
-        for record in found
+        (record.psi.validation["nll"], rate)
+        for rate, record in zip(rates, found, strict=True)
         if record.status == "ok" and record.psi.validation is not None
     ]
-    rates = [record.spec.training.learning_rate or 0.0 for record in found]
     if not scored:
         raise SpecError(f"{key[2]} on {key[0]}: every learning rate of the search failed ({rates}).")
-    best = min(scored)[1] or 0.0
     search = Search(trials=len(found), runs=[record.run_id for record in found], learning_rates=rates)
-    return search, best
+    return search, min(scored)[1]
 
 
 def inspect(task: TaskSpec, model: str, options: Options) -> Inspected:
@@ -295,7 +294,10 @@ def export(folder: Path | str, target: Path | str, *, offline: bool = False) -> 
 
     found = store.load_run(Path(folder))
     target = Path(target)
+    spec = found.record.spec
+    if isinstance(spec, ExternalSpec):
+        raise StoreError(f"{folder} measured a loop that is not ours: its model is where that loop put it.")
     if target.exists() and any(target.iterdir()):
         raise StoreError(f"{target} holds files already. Name a new folder.")
-    export_run(found.folder, found.record.spec, found.record.notes.get("labels"), target, offline=offline)
+    export_run(found.folder, spec, found.record.notes.get("labels"), target, offline=offline)
     return target

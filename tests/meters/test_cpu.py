@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cprbench.meters.cpu import ModelledEnergy, RaplMeter, assumed_watts, modelled_cpu_readings, rapl_readings
-from cprbench.meters.energy import NotMeasured, Spans
+from cprbench.meters.energy import WALL, NotMeasured, Spans
 from cprbench.meters.trace import Sample, Trace
 from cprbench.spec import Reading
 
@@ -287,7 +287,9 @@ def test_the_meter_of_this_machine_gives_what_the_estimate_needs(spans: Group) -
     assert start["assumed_ram_watts"] > 0
     assert {"assumed_cpu_table_watts", "assumed_cpu_guessed_watts"} & set(start)
     assert 0 < start["cpu_busy_seconds"] < start["cpu_total_seconds"]
-    assert [bool(meter.sample()) for _ in range(11)] == [True, *[False] * 9, True]
+    ticks = [meter.sample() for _ in range(11)]
+    assert [bool(values) for values in ticks] == [True, *[False] * 9, True]
+    assert set(ticks[0]) == {"cpu_busy_seconds", "cpu_total_seconds", WALL}
     assert meter.facts()["assumed_cpu_watts"] > 0
 
 

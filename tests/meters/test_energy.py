@@ -291,13 +291,14 @@ def test_a_counter_and_a_sampler_that_disagree_by_over_ten_percent_are_both_flag
             assert ("counter_sampler_gap" in readings[quantity].flags) is flagged
 
 
-def test_an_edge_read_a_moment_after_its_stamp_is_no_reset_of_the_counter(spans: Group) -> None:
+def test_an_edge_that_is_read_and_written_late_is_neither_a_reset_nor_a_clock_that_jumped(spans: Group) -> None:
     samples = by_hand()
-    # The child's stamp says 20.0; by the time the parent read it the counter had moved past the next sample.
-    late = Sample(20.0, dict(samples[201].values) | {"gpu0_energy_counter_joules": 1000 + 200 * 20.1 + 15})
-    readings = all_readings([*samples[:201], late, *samples[201:]], spans)
+    read = {"gpu0_energy_counter_joules": 1000 + 200 * 6.5, "rapl_package_energy_joules": 50 * 6.5, WALL: 1.8e9 + 6.5}
+    late = changed(samples, 50, **read)[50]
+    readings = all_readings([*samples[:50], *samples[51:66], late, *samples[66:]], spans)
     assert readings["gpu_energy_joules"].flags == []
-    assert value(readings["gpu_energy_joules"]) == pytest.approx(6000)
+    assert value(readings["gpu_energy_joules"]) == pytest.approx(6000 - 200 * 1.5)  # what it read, no more
+    assert value(readings["cpu_energy_joules"]) == pytest.approx(1500 - 50 * 1.5)
 
 
 def test_a_killed_process_s_window_ends_at_its_last_sample(spans: Group) -> None:

@@ -1,0 +1,1 @@
+"""Doors for loops and tools that are not ours."""

@@ -1,0 +1,87 @@
+"""What a child finds out besides running: what a task and a model are, and how fast the machine is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cprbench.errors import TrainingError
+from cprbench.spec import TaskSpec
+
+
+def inspect(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what planning needs to know about a task and a model: hashes, counts, sizes.
+
+    The model's weights are not read beyond their hash: its sizes come from tensors without storage.
+    """
+    from cprbench.adapt import data, models
+    from cprbench.adapt.checkpoints import resolve
+    from cprbench.meters.flops import sizes
+
+    task = TaskSpec.model_validate(job["task"])
+    dataset = data.load_dataset(task, data=folder_of(job["data"]), offline=job["offline"])
+    checkpoint = resolve(job["model"], offline=job["offline"])
+    labels = labels_of(task, dataset.choices, checkpoint.kind)
+    partition = models.empty_partition(checkpoint, labels)
+    return {
+        "data_sha256": dataset.sha256,
+        "counts": dataset.counts(),
+        "choices": labels,
+        "model": {
+            "source": checkpoint.source,
+            "label": checkpoint.label,
+            "revision": checkpoint.revision,
+            "weights_sha256": checkpoint.weights_sha256,
+            "parameters": partition.total,
+            "kind": checkpoint.kind,
+            "config": sizes(checkpoint.config),
+        },
+        "sizes": dict(partition.sizes),
+        "new_head": len(partition.new_head),
+    }
+
+
+def rates() -> dict[str, float]:
+    """Return how fast this machine multiplies matrices (GFLOP/s) and copies memory (GB/s): the best of five."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    side = 8192 if device == "cuda" else 1024
+
+    def best(work: Callable[[], Any], amount: float) -> float:
+        seconds = []
+        for _ in range(6):  # the first one warms up
+            began = time.perf_counter()
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+        return amount / min(seconds[1:]) / 1e9
+
+    found = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a = torch.randn(side, side, dtype=dtype, device=device)
+        found[f"matmul_{name}_gflops_per_second"] = best(lambda a=a: a @ a, 2.0 * side**3)  # type: ignore[misc]
+    source = torch.empty(2**26, dtype=torch.float32, device=device).fill_(1.0)
+    target = torch.empty_like(source)
+    found["copy_gb_per_second"] = best(lambda: target.copy_(source), 2.0 * source.nbytes)
+    return found
+
+
+def folder_of(path: str | None) -> Path | None:
+    """Return a job's path as a Path."""
+    return None if path is None else Path(path)
+
+
+def labels_of(task: TaskSpec, choices: Sequence[str] | None, kind: str) -> int | None:
+    """Return the outputs of a new head, None for causal models. Raises TrainingError for choices of a row's own."""
+    if kind == "causal":
+        return None
+    if choices is None:
+        raise TrainingError(
+            f"task {task.name!r} brings its own choices with every row, which a classification head cannot "
+            "answer. Use a causal model."
+        )
+    return len(choices)
