@@ -17,6 +17,7 @@ gpu-test: .venv/dev.stamp  ## what needs a GPU; says what it could not do
 
 bench: .venv/dev.stamp  ## measurements of cprbench itself
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.metering
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -85,6 +85,6 @@ class CprbenchCallback(TrainerCallback):  # type: ignore[misc]
 def _scores(metrics: dict[str, Any]) -> dict[str, float]:
     """Return evaluation scores by our names: the loss is nll, costs and counts of the Trainer are left out."""
     named = {key.removeprefix("eval_"): value for key, value in metrics.items() if key.startswith("eval_")}
-    skipped = ("runtime", "samples_per_second", "steps_per_second", "num_input_tokens_seen")
-    numbers = {k: float(v) for k, v in named.items() if isinstance(v, int | float) and k not in skipped}
+    costs = ("time", "_per_second", "num_input_tokens_seen")
+    numbers = {k: float(v) for k, v in named.items() if isinstance(v, int | float) and not k.endswith(costs)}
     return {("nll" if key == "loss" else key): value for key, value in numbers.items()}

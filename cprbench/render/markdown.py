@@ -56,6 +56,10 @@ def _group(group: Group, records: Sequence[RunRecord]) -> list[str]:
         f"{escape(key['hardware_class'])}{suite}{limits}. {blocks} block{'s' if blocks != 1 else ''}: "
         + ("points, no interval." if blocks < 3 else "means over blocks."),
     ]
+    if key["loop"] != "cprbench":
+        parts.append(
+            "Measured around an external loop: its recipe and data are not known, so it has a table of its own."
+        )
     if key["role"] == "smoke":
         parts.append("Limits were given on the command line: these runs are a smoke test and never rank.")
     against = "method head (the model got a new random head)" if group.reference == "head" else "the untouched base"

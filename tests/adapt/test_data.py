@@ -250,6 +250,11 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, text: str, 
     assert [(e.head, e.reference) for e in found] == [('one, "two"', "good"), ("three", "bad")]
 
 
+def test_a_quote_is_a_letter_of_a_tsv_file(tmp_path: Path) -> None:
+    found = read(tmp_path, "a.tsv", 'text\tlabel\n"Tis\tgood\n"Two"\tbad\n', format="tsv").test
+    assert [e.head for e in found] == ['"Tis', '"Two"']
+
+
 def test_a_table_of_rows_by_id_gives_its_ids(tmp_path: Path) -> None:
     text = '{"7": {"text": "a", "label": "good"}, "x": {"text": "b", "label": "bad"}}'
     assert [e.id for e in read(tmp_path, "a.json", text, format="json").test] == ["7", "x"]

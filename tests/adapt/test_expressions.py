@@ -35,6 +35,8 @@ def value_of(text: str, row: dict[str, Any] | None = None) -> Any:
         ("-votes", -3),
         ("not flag", False),
         ("flag and votes", True),
+        ("flag and rating > 0", False),
+        ("not flag or rating > 0", False),
         ("rating > 0 or votes > 0", True),
         ("0 < votes < 4", True),
         ("0 < votes < 3", False),

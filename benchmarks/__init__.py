@@ -1,0 +1,1 @@
+"""Measurements of cprbench itself: interleaved, medians, one JSON line last. Never part of the tests."""
