@@ -59,7 +59,7 @@ class OfflineError(CprbenchError):
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Return a hint that names the nearest known word, or lists all of them when none is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     if near:
         return f"Did you mean {near[0]!r}?"
     return f"Known: {', '.join(names)}."

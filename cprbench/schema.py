@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cprbench.errors import SpecError, did_you_mean
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class Frozen(BaseModel):
@@ -33,7 +38,7 @@ def parse(noun: type[Noun], data: Mapping[str, Any], where: str) -> Noun:
 
 
 def _explain(noun: type[BaseModel], item: Any, where: str) -> str:
-    path = ".".join(str(part) for part in item["loc"])
+    path = ".".join(str(part) for part in item["loc"] if part not in ("cprbench", "external loop"))
     if item["type"] == "extra_forbidden":
         known = _known_keys(noun, item["loc"][:-1])
         return f"{where}: unknown key {path!r}. {did_you_mean(str(item['loc'][-1]), known)}"
@@ -63,7 +68,22 @@ def _models_in(annotation: Any) -> list[Any]:
 
 def _tag(model: Any) -> str | None:
     kind = getattr(model, "model_fields", {}).get("kind")
-    return kind.annotation.__args__[0] if kind is not None else None
+    tags = getattr(kind.annotation, "__args__", ()) if kind is not None else ()
+    return tags[0] if tags else None
+
+
+def finite(value: Any) -> Any:
+    """Return `value` when no number in it is NaN or infinite; raises ValueError with the number otherwise."""
+    match value:
+        case float() if not math.isfinite(value):
+            raise ValueError(f"{value} is not a finite number")
+        case dict():
+            for part in value.values():
+                finite(part)
+        case list() | tuple():
+            for part in value:
+                finite(part)
+    return value
 
 
 def canonical_json(data: Any) -> str:

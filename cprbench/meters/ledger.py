@@ -24,7 +24,7 @@ _PEAKS = {
 }
 #: Memories that are integrated over time, and why one may have no samples at all.
 _MEMORIES = (
-    ("rss", "no single process was watched"),
+    ("rss", "fewer than two samples of a single process"),
     ("pss_tree", "no process tree was watched"),
     ("cuda_reserved", "no CUDA"),
     ("cuda_allocated", "no CUDA"),
@@ -113,7 +113,11 @@ def _times_and_memory(trace: Trace, key: SpanKey, windows: Sequence[Window]) -> 
     flags = ["cut"] if any(window.cut for window in windows) else []
 
     def found(quantity: str, value: float | None, source: str, why: str, **detail: Any) -> Reading:
-        given = NotMeasured(trace.missing.get(quantity, why)) if value is None else value
+        if not windows and value is None:
+            value = 0.0  # no time passed, so nothing was held or done in it
+        source_of = quantity.removeprefix("peak_").replace("_byte_seconds", "_bytes")
+        told = trace.missing.get(quantity) or trace.missing.get(source_of) or why
+        given = NotMeasured(told) if value is None else value
         return reading(key, quantity, source, given, flags, **detail)  # type: ignore[arg-type]
 
     result = [found("seconds", sum(w.seconds for w in windows), "counter", "")]
@@ -130,12 +134,18 @@ def _times_and_memory(trace: Trace, key: SpanKey, windows: Sequence[Window]) -> 
     result.append(found("peak_pss_tree_bytes", tree_peak, "sampled", "no process tree was watched"))
     for quantity in ("peak_rss_bytes", "pss_bytes"):
         values = [v[quantity] for v in ends if quantity in v]
+        if quantity == "peak_rss_bytes" and flags:  # a killed phase left no peak, but it left samples
+            values += [peak for peak in [trace.peak("rss_bytes", windows)] if peak is not None]
         result.append(found(quantity, max(values, default=None), "counter", "no window ended while it could be read"))
     return result
 
 
-def _flops(key: SpanKey, flops: Mapping[tuple[str, int], Flops] | str, spans: Mapping[SpanKey, object]) -> Reading:
+def _flops(
+    key: SpanKey, flops: Mapping[tuple[str, int], Flops] | str, spans: Mapping[SpanKey, Sequence[Window]]
+) -> Reading:
     phase, attempt = key
+    if not any(spans[key]):
+        return reading(key, "flops", "counted", 0, (), padding=0)
     if isinstance(flops, str):
         return reading(key, "flops", "counted", NotMeasured(flops))
     phases = [p for p in BILLED_PHASES if (p, attempt) in spans] if phase == "billed" else [phase]

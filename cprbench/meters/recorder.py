@@ -24,6 +24,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="cprbench-meters", daemon=True)
+        self._first = True  # the first edge has no end before it that would have read everything
         self.seconds_of_cpu = 0.0  # what metering itself costs
 
     def __enter__(self) -> Recorder:
@@ -43,7 +44,8 @@ class Recorder:
             taken = dict(values)
             for meter in self._meters:
                 # A phase starts right after the last one ended, where peaks and PSS were read and reset.
-                taken |= meter.edge() if side == "end" else meter.sample()
+                taken |= meter.edge() if side == "end" or self._first else meter.sample()
+            self._first = False
         self._write(Sample(t, taken, phase, side, self._attempt).line())
 
     def sample(self, values: Mapping[str, float]) -> None:

@@ -64,7 +64,7 @@ class Trace:
     @classmethod
     def load(cls, path: Path) -> Trace:
         """Return the trace in a samples.jsonl file. A torn last line is left out; others raise StoreError."""
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         return cls.parse(lines, str(path))
 
     @classmethod
@@ -79,7 +79,8 @@ class Trace:
                     missing |= data["missing"]
                 else:
                     edge, phase = data.get("edge"), data.get("phase")
-                    samples.append(Sample(data["t"], data["values"], phase, edge, data.get("attempt", 1)))
+                    values = {str(k): float(v) for k, v in data["values"].items()}
+                    samples.append(Sample(float(data["t"]), values, phase, edge, data.get("attempt", 1)))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 if number == len(lines):
                     break  # written while the process was killed

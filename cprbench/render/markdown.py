@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cprbench.judge.cpr import ArmResult, Group, compare
-from cprbench.render.numbers import number, percent, resource_title, score, signed, times
+from cprbench.judge.cpr import ArmResult, Figure, Group, compare
+from cprbench.render.numbers import missing_resources, number, percent, resource_title, score, signed, times
 from cprbench.spec import RESOURCES, RunRecord
 
 
@@ -16,7 +16,7 @@ def render_report(records: Sequence[RunRecord], damaged: Mapping[str, str] | Non
     if not groups:
         parts += ["There are no runs to report.", ""]
     for group in groups:
-        parts += _group(group, records)
+        parts += _group(group)
     if damaged:
         parts += ["## Damaged records, left out", ""]
         parts += [f"- `{escape(name)}`: {escape(why)}" for name, why in sorted(damaged.items())]
@@ -39,14 +39,14 @@ def headline(group: Group) -> str:
         if arm.method in ("head", "full") or kept.value is None:
             continue
         multiple = f" ({times(cost)} full's gain per FLOP)" if cost.value is not None else ""
-        words.append(f"{arm.arm} keeps {percent(kept)} of full's gain{multiple}")
+        words.append(f"{escape(arm.arm)} keeps {percent(kept)} of full's gain{multiple}")
     return "; ".join(words) + "." if words else "No arm can be compared with full tuning here."
 
 
-def _group(group: Group, records: Sequence[RunRecord]) -> list[str]:
+def _group(group: Group) -> list[str]:
     key = group.key
-    suite = f", suite {key['suite']} v{key['suite_version']}" if key["suite"] else ""
-    limits = "".join(f", {name} {value}" for name, value in sorted(key["limits"].items()))
+    suite = f", suite {escape(key['suite'])} v{key['suite_version']}" if key["suite"] else ""
+    limits = "".join(f", {escape(name)} {value}" for name, value in sorted(key["limits"].items()))
     blocks = max((len(arm.blocks) for arm in group.arms), default=0)
     parts = [
         f"## {escape(key['task'])} v{key['task_version']} x {escape(key['model'])}",
@@ -63,7 +63,7 @@ def _group(group: Group, records: Sequence[RunRecord]) -> list[str]:
     if key["role"] == "smoke":
         parts.append("Limits were given on the command line: these runs are a smoke test and never rank.")
     against = "method head (the model got a new random head)" if group.reference == "head" else "the untouched base"
-    parts += ["", f"Gains are on {group.metric}, against {against} in the same block.", ""]
+    parts += ["", f"Gains are on {escape(group.metric)}, against {against} in the same block.", ""]
     parts += _table(
         [
             "arm",
@@ -115,7 +115,7 @@ def _group(group: Group, records: Sequence[RunRecord]) -> list[str]:
             if arm.method != "full"
         ],
     )
-    parts += _missing([r for r in records if r.status == "ok" and any(r.arm == a.arm for a in group.arms)])
+    parts += _missing(group.records)
     if group.failures:
         parts += ["Runs that did not end well:", ""]
         parts += [
@@ -129,16 +129,27 @@ def _group(group: Group, records: Sequence[RunRecord]) -> list[str]:
 def _search(arm: ArmResult) -> str:
     if not arm.trials:
         return "none (declared rate)"
-    return f"{arm.trials} trials, {number(arm.search_seconds)} s"
+    seconds = f"{number(arm.search_seconds)} s" if arm.search_seconds.value is not None else arm.search_seconds.why
+    return f"{arm.trials} trials, {seconds}"
 
 
 def _missing(records: Sequence[RunRecord]) -> list[str]:
-    """Return what was not measured and why, once per quantity and reason."""
-    reasons = sorted({(r.quantity, r.why_missing) for record in records for r in record.readings if r.why_missing})
-    if not reasons:
-        return []
-    lines = [f"- {quantity}: {escape(str(why))}" for quantity, why in reasons]
-    return ["Not measured, and why:", "", *lines, ""]
+    """Return what gamma lacks and why, once per reason, and what is only modelled: beside, never in its place."""
+    reasons: dict[str, set[str]] = {}
+    for record in records:
+        for resource, why in missing_resources(record).items():
+            reasons.setdefault(resource, set()).add(why)
+    lines = [
+        f"- {resource_title(resource)}: {escape(why)}" for resource in reasons for why in sorted(reasons[resource])
+    ]
+    modelled = [r for record in records for r in record.readings if r.phase == "billed" and r.source == "modelled"]
+    for quantity in sorted({r.quantity for r in modelled if r.value is not None and r.quantity != "co2_kg"}):
+        values = [r.value for r in modelled if r.quantity == quantity and r.value is not None]
+        mean = number(Figure(sum(values) / len(values)))
+        lines.append(
+            f"- {escape(quantity)}: {mean} a run on average is an estimate (modelled) and enters no comparison"
+        )
+    return ["Not measured, and why:", "", *lines, ""] if lines else []
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

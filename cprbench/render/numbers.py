@@ -58,15 +58,20 @@ def times(figure: Figure) -> str:
     return figure.why or "not measured" if figure.value is None else f"{figure.value:.2f}x"
 
 
+def missing_resources(record: RunRecord) -> dict[str, str]:
+    """Return the resources that a record's gamma lacks, with the reasons of the readings they would come from."""
+    why = {r.quantity: r.why_missing for r in record.readings if r.phase == "billed" and r.why_missing}
+    energy = ("gpu_energy_joules",) if record.environment.devices else ("cpu_energy_joules",)
+    found = {}
+    for resource in RESOURCES:
+        if getattr(record.gamma, resource) is None:
+            names = energy if resource == "energy_kwh" else _READINGS.get(resource, ())
+            found[resource] = next((str(why[name]) for name in names if name in why), "not measured")
+    return found
+
+
 def resource_lines(record: RunRecord) -> list[str]:
     """Return a line per resource of a record: its value, or why there is none."""
-    billed = [r for r in record.readings if r.phase == "billed" and r.why_missing]
-    lines = []
-    for resource in RESOURCES:
-        value = getattr(record.gamma, resource)
-        names = _READINGS.get(resource, ())
-        if resource == "energy_kwh":  # of whatever the run ran on
-            names = ("gpu_energy_joules",) if record.environment.devices else ("cpu_energy_joules",)
-        why = next((str(r.why_missing) for r in billed if r.quantity in names), "not measured")
-        lines.append(f"  {_UNITS[resource]}: {number(Figure(value, None if value is not None else why))}")
-    return lines
+    missing = missing_resources(record)
+    figures = {r: Figure(getattr(record.gamma, r), missing.get(r)) for r in RESOURCES}
+    return [f"  {_UNITS[resource]}: {number(figure)}" for resource, figure in figures.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -77,12 +78,7 @@ class Planned:
     suite_version: int | None
     limits: dict[str, int]
     search: Search | None = None
-
-    @property
-    def steps(self) -> int:
-        """Steps if every example of the plan trains (an estimate for progress)."""
-        size = self.spec.training.max_examples or 0
-        return -(-size // self.spec.training.batch_size) * self.spec.training.epochs
+    rate_from: Literal["given", "searched", "declared"] = "declared"
 
 
 def arms_of(specs: Sequence[ArmSpec]) -> list[Arm]:
@@ -164,7 +160,9 @@ def _planned(
     own = {key: value for key, value in settings.items() if key in ("max_examples", "eval_items")}
     limits = suite.limits.model_dump(exclude_none=True)
     recipe = training_for(found.task, {**limits, **suite.training, **settings}, "--set")
+    rate_from: Literal["given", "searched", "declared"] = "given"
     if recipe.learning_rate is None:
+        rate_from = "searched" if key in rates else "declared"
         rate = rates.get(key) or arm.method.learning_rates[found.model.kind]
         recipe = recipe.model_copy(update={"learning_rate": rate})
     _check_examples(found, recipe)
@@ -188,6 +186,7 @@ def _planned(
         suite_version=suite.version if named else None,
         limits=in_force,
         search=searched.get(key),
+        rate_from=rate_from,
     )
 
 
@@ -236,7 +235,11 @@ def read_settings(pairs: Sequence[str]) -> dict[str, dict[str, list[Scalar]]]:
         if room == "training" and key not in TrainingSpec.model_fields:
             hint = did_you_mean(key, TrainingSpec.model_fields)
             raise SpecError(f"--set {pair!r}: unknown setting training.{key}. {hint}")
-        found.setdefault(room, {})[key] = values
+        if key in found.setdefault(room, {}):
+            raise SpecError(
+                f"--set {pair!r}: {room}.{key} is given twice. Give it once; a list makes one arm per value."
+            )
+        found[room][key] = values
     return found
 
 
@@ -246,7 +249,10 @@ def _scalar(text: str) -> Scalar:
         return words[text.lower()]
     for kind in (int, float):
         try:
-            return kind(text)
+            value = kind(text)
         except ValueError:
             continue
+        if not math.isfinite(value):
+            raise SpecError(f"--set …={text}: not a finite number.")
+        return value
     return text

@@ -20,7 +20,8 @@ from cprbench.runs import planner, store
 from cprbench.runs.child import LOG, Outcome, run_child
 from cprbench.runs.metering import Bench, MeterOptions, environment_of, open_bench
 from cprbench.runs.planner import Inspected, Planned
-from cprbench.spec import ExternalSpec, HubSource, Psi, RunRecord, Scalar, Search, SuiteSpec, TaskSpec
+from cprbench.sources import HubSource
+from cprbench.spec import ExternalSpec, Psi, RunRecord, Scalar, Search, SuiteSpec, TaskSpec
 from cprbench.tasks import load_task
 
 #: observe(planned, event): a run began ("run"), is under way ("step", "progress") or is over ("done").
@@ -265,7 +266,7 @@ class _Launcher:
             selected_examples=result.get("selected_examples"),
             selection_sha256=result.get("selection_sha256"),
             batches_sha256=result.get("batches_sha256"),
-            notes=result.get("notes", {}),
+            notes={"learning_rate_from": planned.rate_from, **result.get("notes", {})},
         )
 
 

@@ -9,13 +9,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cprbench.errors import SpecError, StoreError
-from cprbench.schema import parse
+from cprbench.schema import canonical_json, parse
 from cprbench.spec import RunRecord
 
 _RUN_ID = re.compile(r"^[0-9a-f]{16}(-[0-9]+)?$")
@@ -36,7 +36,7 @@ class Run:
         path = self.folder / name
         if not path.exists():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,15 @@ class Store:
         """Return the last run with this id or a retry of it, None if there is none."""
         found = None
         for candidate in _retries(run_id):
-            if not (self.root / candidate / MANIFEST).exists():
+            if not (self.root / candidate).exists():
                 return found
-            found = load_run(self.root / candidate)
+            with suppress(StoreError):  # a damaged directory is no run: reports name it, and its id stays taken
+                found = load_run(self.root / candidate)
         return found
 
     def next_id(self, run_id: str) -> str:
-        """Return the first id of `run_id`, `run_id`-2, … that no run has."""
-        return next(i for i in _retries(run_id) if not (self.root / i / MANIFEST).exists())
+        """Return the first id of `run_id`, `run_id`-2, … that no directory has."""
+        return next(i for i in _retries(run_id) if not (self.root / i).exists())
 
     def begin(self, run_id: str) -> Path:
         """Return an empty attempt folder for a run."""
@@ -89,7 +90,8 @@ class Store:
         """
         target = self.root / record.run_id
         with _readable_errors(self.root):
-            text = json.dumps(record.model_dump(by_alias=True, mode="json"), indent=1, ensure_ascii=False)
+            data = record.model_dump(by_alias=True, mode="json")
+            text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
             (attempt / RECORD).write_text(text + "\n", encoding="utf-8")
             files = sorted(path for path in attempt.rglob("*") if path.is_file())
             hashes = {path.relative_to(attempt).as_posix(): _sync_and_hash(path) for path in files}
@@ -106,13 +108,19 @@ def load_run(folder: Path) -> Run:
     """Return the run in a directory. Raises StoreError when a file is absent, altered or unreadable."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        if RECORD not in manifest:
+            raise StoreError(f"{folder / MANIFEST}: it lists no {RECORD}, so nothing vouches for the record.")
         for name, expected in manifest.items():
             actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
             if actual != expected:
                 raise StoreError(f"{folder / name}: sha256 is {actual}, the manifest says {expected}: altered.")
         data = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return Run(parse(RunRecord, data, str(folder / RECORD)), folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        canonical_json(data).encode()  # refuses NaN, and text that no page could show (half a surrogate pair)
+        record = parse(RunRecord, data, str(folder / RECORD))
+        if record.run_id != folder.name:
+            raise StoreError(f"{folder}: holds the record of run {record.run_id}. A run lives in the folder of its id.")
+        return Run(record, folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{folder}: not a readable run ({error}).") from error
     except SpecError as error:
         raise StoreError(str(error)) from error

@@ -66,7 +66,6 @@ def test_a_k_below_the_smallest_submodule_names_it_and_its_share() -> None:
         fill(list(sizes), sizes, 10, 0.1, embed=False)
 
 
-@pytest.mark.xfail(strict=True, reason="the share is rounded to nearest, so asking for it can be refused again")
 @pytest.mark.parametrize("smallest", [141_312, 258_118])
 def test_asking_for_the_share_that_the_error_names_works(smallest: int) -> None:
     sizes = {"attn.0": smallest, "ffn.0": 2 * smallest + 4}
@@ -78,12 +77,10 @@ def test_asking_for_the_share_that_the_error_names_works(smallest: int) -> None:
     check(sizes, total, float(named.group(1)), embed=False)
 
 
-@pytest.mark.xfail(strict=True, reason="k * N is compared as a float: 0.29 * 100 is 28.999999999999996")
 def test_a_submodule_of_exactly_the_share_asked_for_is_taken() -> None:
     assert fill(["attn.0"], {"attn.0": 29, "ffn.0": 71}, 100, 0.29, embed=False).submodules == ("attn.0",)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="min() of nothing")
 def test_a_model_of_input_tables_alone_is_refused_in_words() -> None:
     with pytest.raises(MethodError, match="embed"):
         check({"embed": 10}, 10, 0.5, embed=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
-from pydantic import ValidationError
 
 from cprbench.adapt.methods import METHODS, build_method
 from cprbench.errors import CprbenchError, MethodError, SpecError, TrainingError
@@ -104,7 +103,6 @@ def test_an_arm_that_is_listed_twice_is_refused(specs: list[ArmSpec]) -> None:
         arms_of(specs)
 
 
-@pytest.mark.xfail(strict=True, reason="names show six digits, so two arms can have one name and then share a row")
 def test_two_arms_never_have_the_same_name() -> None:
     labels = [found.label for found in arms_of([arm("partial", k=[0.1500001, 0.1500002])])]
     assert len(set(labels)) == 2
@@ -199,13 +197,11 @@ def test_a_setting_that_cannot_be_is_refused_as_it_was_written(pair: str, messag
     assert message in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the last one wins without a word")
 def test_a_setting_that_is_given_twice_is_refused() -> None:
     with pytest.raises(SpecError):
         read_settings(["partial.k=0.1", "partial.k=0.2"])
 
 
-@pytest.mark.xfail(strict=True, raises=ValidationError, reason="ArmSpec is built unguarded: a stack trace")
 @pytest.mark.parametrize("value", ["nan", "inf", "0.1,nan"])
 def test_a_setting_that_is_no_number_is_refused_in_words(value: str) -> None:
     with pytest.raises(CprbenchError):
@@ -214,11 +210,9 @@ def test_a_setting_that_is_no_number_is_refused_in_words(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", "fast"])
 def test_a_learning_rate_that_is_none_is_refused_before_anything_runs(value: str) -> None:
-    settings = {
-        key: values[0] for key, values in read_settings([f"training.learning_rate={value}"])["training"].items()
-    }
-    with pytest.raises(SpecError, match="learning_rate"):
-        planned(settings=settings)
+    with pytest.raises(SpecError, match="learning_rate|finite"):
+        given = read_settings([f"training.learning_rate={value}"])["training"]
+        planned(settings={key: values[0] for key, values in given.items()})
 
 
 # --- the plan ---------------------------------------------------------------------------------------
@@ -297,10 +291,6 @@ def test_no_rate_is_searched_without_a_validation_split() -> None:
     asked = suite()
     with pytest.raises(SpecError, match="'tiny' has no validation split"):
         plan_search(asked, [inspected(validation=0)], arms_of(asked.arm), settings={}, rates=[1e-4])
-
-
-def test_steps_are_batches_times_epochs() -> None:
-    assert only(settings={"max_examples": 33, "batch_size": 16, "epochs": 2}).steps == 6
 
 
 # --- refusals ---------------------------------------------------------------------------------------

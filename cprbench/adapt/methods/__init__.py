@@ -110,7 +110,9 @@ def arm_label(method: Method) -> str:
 
 
 def _short(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value).lower()
 
 
 def refuse_without_new_head(method: str, kind: str) -> None:
