@@ -115,7 +115,7 @@ def make_record(
         "psi": make_psi(base, final, metric) if ended_well else make_psi(None, None, metric),
         "gamma": costs,
         "seconds": seconds,
-        "readings": [Reading(phase="train", quantity="energy_joules", value=None, why_missing="no meter here")],
+        "readings": [Reading(phase="billed", quantity="cpu_energy_joules", value=None, why_missing="no meter here")],
         "trained_parameters": TRAINED,
         "total_parameters": TOTAL,
         "new_head_parameters": NEW_HEAD,

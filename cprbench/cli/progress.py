@@ -50,6 +50,10 @@ class Progress:
 
     def announce(self, runs: Sequence[Planned]) -> None:
         """Say what is about to be run."""
+        from cprbench.runs.diagnosis import announcement
+
+        if not self._total:
+            self._console.print(announcement(), highlight=False, markup=False)
         self._total, self._done = len(runs), 0
         arms = list(dict.fromkeys(run.arm for run in runs))
         blocks = len({run.block for run in runs})

@@ -46,7 +46,6 @@ def run(
     from cprbench.judge.cpr import compare
     from cprbench.meters.carbon import factors
     from cprbench.render.terminal import print_groups
-    from cprbench.runs.diagnosis import announcement
     from cprbench.runs.metering import MeterOptions
     from cprbench.runs.planner import read_settings
     from cprbench.runs.runner import Options
@@ -66,7 +65,6 @@ def run(
         metering=MeterOptions(carbon=factors(country or None, carbon_intensity, pue), allow_shared=allow_shared),
     )
     training = {key: values[0] for key, values in settings.get("training", {}).items()}
-    typer.echo(announcement(), err=True)
     with Progress() as progress:
         done = run_suite(
             suite, options=options, settings=training, observe=progress.observe, announce=progress.announce

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cprbench.judge.cpr import ArmResult, Figure, Group, compare
 from cprbench.render.numbers import missing_resources, number, percent, resource_title, score, signed, times
@@ -31,15 +31,15 @@ def escape(text: str) -> str:
     return " ".join(text.split())
 
 
-def headline(group: Group) -> str:
-    """Return the one-line answer: how much of full's gain each method keeps at which cost."""
+def headline(group: Group, show: Callable[[str], str] = escape) -> str:
+    """Return the one-line answer: how much of full's gain each method keeps at which cost; `show` escapes names."""
     words = []
     for arm in group.arms:
         kept, cost = arm.retained_gain, arm.multiple_of_full["flops"]
         if arm.method in ("head", "full") or kept.value is None:
             continue
         multiple = f" ({times(cost)} full's gain per FLOP)" if cost.value is not None else ""
-        words.append(f"{escape(arm.arm)} keeps {percent(kept)} of full's gain{multiple}")
+        words.append(f"{show(arm.arm)} keeps {percent(kept)} of full's gain{multiple}")
     return "; ".join(words) + "." if words else "No arm can be compared with full tuning here."
 
 

@@ -20,7 +20,7 @@ def print_groups(console: Console, groups: list[Group]) -> None:
         )
         table = Table(title=escape(title), title_justify="left", pad_edge=False, show_edge=False, box=None)
         table.add_column("arm", no_wrap=True)
-        for name in ("final", "gain", "kept", "seconds", "GB·h", "FLOPs", "per FLOP", "blocks"):
+        for name in ("final", "gain", "kept", "seconds", "GB·h", "FLOPs", "per FLOP", "n"):
             table.add_column(name, justify="right", no_wrap=True)
         for arm in group.arms:
             failed = f" ({arm.failed} failed)" if arm.failed else ""
@@ -38,7 +38,7 @@ def print_groups(console: Console, groups: list[Group]) -> None:
         console.print(table)
         console.print(
             f"gain: against {'method head' if group.reference == 'head' else 'base'}, same block; "
-            "kept: share of full's gain; per FLOP: multiple of full.\n" + escape(headline(group)),
+            "kept: share of full's gain; per FLOP: multiple of full; n: blocks.\n" + headline(group, escape),
             highlight=False,
         )
 

@@ -166,8 +166,12 @@ def test_a_run_that_diverges_becomes_a_failed_record_and_the_others_go_on(minilm
     assert again.reused == 1  # a failed run runs again only on request
 
 
+def workers() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children() if "cprbench.runs.worker" in " ".join(p.cmdline())]
+
+
 def child() -> psutil.Process:
-    return next(p for p in psutil.Process().children() if "cprbench.runs.worker" in " ".join(p.cmdline()))
+    return workers()[0]
 
 
 def test_a_killed_child_becomes_a_record_with_what_it_cost_and_a_retry_bills_both(
@@ -218,7 +222,7 @@ def test_ctrl_c_keeps_finished_runs_marks_the_running_one_and_the_same_command_g
     done = run(plan, options=Options(out=tmp_path), settings=SMALL, observe=interrupt)
     assert done.interrupted
     assert [r.status for r in done.records] == ["ok", "interrupted"]
-    assert not psutil.Process().children()
+    assert not workers()
     stored = load_runs(tmp_path)
     assert sorted(r.record.status for r in stored.runs) == ["interrupted", "ok"]
     assert not stored.damaged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -200,3 +201,21 @@ def test_a_gguf_is_converted_once_and_scores_like_the_model_it_holds() -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
     ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == " Paris"
+
+
+def test_the_readmes_first_command_gives_the_table_that_it_shows(tmp_path: Path) -> None:
+    done = cprbench("run", "tasks/suites/quickstart.toml", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    records = [run.record for run in load_runs(tmp_path).runs]
+    assert len(records) == 8
+    assert {r.role for r in records} == {"run"}
+    assert {r.suite for r in records} == {"quickstart"}
+    shown = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line in done.stdout.splitlines():
+        if line.startswith(("head ", "full ", "lora ", "partial ")):
+            arm, score = line.split("  ")[0], float(re.findall(r"\d\.\d{3}", line)[0])
+            (told,) = re.findall(rf"^{re.escape(arm)} +(\d\.\d{{3}})", shown, re.M)
+            assert score == pytest.approx(float(told), abs=0.03)  # another CPU rounds otherwise
+    full = next(r for r in records if r.arm == "full")
+    quantities = {r.quantity for r in full.readings if r.phase == "billed"}
+    assert quantities >= {"seconds", "flops", "rss_byte_seconds", "gpu_energy_joules", "cpu_energy_joules", "co2_kg"}

@@ -24,7 +24,7 @@ class Partial:
     embed: bool = False
 
     name: ClassVar[str] = "partial"
-    learning_rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-4, "causal": 5e-5}
+    learning_rates: ClassVar[Mapping[str, float]] = {"encoder": 2e-4, "causal": 5e-5}
     label_settings: ClassVar[tuple[str, ...]] = ("k",)
 
     @property

@@ -1,0 +1,74 @@
+"""README and docs say what is true: their commands parse, their Python runs, their files exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+import cprbench
+from cprbench.cli import app
+from cprbench.cli.run import _suite
+from cprbench.runs.planner import read_settings
+from tests.conftest import ROOT
+
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands() -> list[str]:
+    lines = [line.split("#")[0].strip() for path in DOCS for block in blocks(path, "") for line in block.splitlines()]
+    return sorted({line for line in lines if line.startswith("cprbench ")})
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_in_the_documents_parses(line: str) -> None:
+    words = shlex.split(line)[1:]
+    group = typer.main.get_command(app)
+    command = group.get_command(group.make_context("cprbench", list(words), resilient_parsing=True), words[0])  # type: ignore[attr-defined]
+    assert command is not None, f"no verb {words[0]}"
+    given = command.make_context(words[0], words[1:]).params
+    if words[0] == "run":
+        _suite(
+            list(given["what"]),
+            given["model"],
+            given["method"],
+            given["selection"],
+            given["blocks"],
+            read_settings(given["set_"]),
+        )
+
+
+def test_there_are_commands_in_the_readme() -> None:
+    assert len(commands()) > 8
+
+
+def test_the_python_in_the_documents_uses_names_that_exist() -> None:
+    code = "\n".join(block for path in DOCS for block in blocks(path, "python"))
+    names = {
+        node.attr
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cprbench"
+    }
+    assert names
+    assert names <= set(cprbench.__all__)
+
+
+def test_make_targets_that_the_documents_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = {t for path in DOCS for t in re.findall(r"`?make ([a-z-]+)`?", path.read_text(encoding="utf-8"))}
+    assert {"quickstart", "test", "test-slow"} <= named | {"test-slow"}
+    assert named <= targets | {"it"}
+
+
+def test_files_that_the_documents_link_exist() -> None:
+    for path in DOCS:
+        for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / link).exists(), f"{path.name} links {link}"
