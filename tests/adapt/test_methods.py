@@ -18,8 +18,6 @@ from cprbench.errors import MethodError, SpecError, TrainingError
 from cprbench.spec import TrainingSpec
 from cprbench.tasks import load_task
 
-# peft reads an attribute that transformers 5.23 renames; nothing of ours is concerned.
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 ENCODER_NORMS = {"embed": 9.0, "attn.0": 1.0, "ffn.0": 2.0, "attn.1": 5.0, "ffn.1": 4.0, "head": 3.0}
 
 

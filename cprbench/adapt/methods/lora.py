@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,7 +44,9 @@ class Lora:
         config = peft.LoraConfig(
             r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=sorted(inside)
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # peft 0.21 reads an attribute that transformers 5.23 has renamed; it concerns nobody here.
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             torch.manual_seed(stream_seed(context.seed, "adapter init"))
             wrapped: Any = peft.get_peft_model(loaded.model, config)  # edits the model in place
         parameters = dict(loaded.model.named_parameters())
