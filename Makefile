@@ -27,12 +27,13 @@ lint: .venv/dev.stamp
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-# The second pin file is what a run needs, the third what tests need on top.
+# train.stamp: what a run needs; dev.stamp: what tests need on top.
 .venv/train.stamp: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
 	touch $@
 
-.venv/dev.stamp: .venv/train.stamp
+.venv/dev.stamp: .venv/train.stamp scripts/system-packages
+	scripts/system-packages
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
 	touch $@
 

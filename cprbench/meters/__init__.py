@@ -32,28 +32,3 @@ class Meter(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """Return what stays the same over a run and what a reader needs to judge the values."""
-
-
-class NullMeter:
-    """Measures nothing and says so."""
-
-    name = "null"
-
-    def __init__(self, **why: str) -> None:
-        self._why = why
-
-    def sample(self) -> dict[str, float]:
-        """Return no value."""
-        return {}
-
-    def edge(self) -> dict[str, float]:
-        """Return no value."""
-        return {}
-
-    def missing(self) -> dict[str, str]:
-        """Return the reasons given."""
-        return self._why
-
-    def facts(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {}

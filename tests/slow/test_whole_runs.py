@@ -219,3 +219,24 @@ def test_the_readmes_first_command_gives_the_table_that_it_shows(tmp_path: Path)
     full = next(r for r in records if r.arm == "full")
     quantities = {r.quantity for r in full.readings if r.phase == "billed"}
     assert quantities >= {"seconds", "flops", "rss_byte_seconds", "gpu_energy_joules", "cpu_energy_joules", "co2_kg"}
+
+
+def test_a_trainer_script_is_measured_from_inside_and_from_outside(minilm2: Path, tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "examples" / "finetune_with_trainer.py"), "--model", str(minilm2)]
+    scores = tmp_path / "scores.json"
+    more = ["--scores", str(scores), "--out", str(tmp_path / "runs")]
+    inside = subprocess.run([*script, *more, "--callback"], capture_output=True, text=True, cwd=tmp_path)
+    assert inside.returncode == 0, inside.stderr
+    words = ["measure", "--task", "movie-snippets", "--model", str(minilm2), "--psi-file", str(scores)]
+    outside = cprbench(*words, "--arm", "trainer script", "--out", str(tmp_path / "runs"), "--", *script, *more)
+    assert outside.returncode == 0, outside.stderr
+    by_arm = {run.record.arm: run.record for run in load_runs(tmp_path / "runs").runs}
+    assert set(by_arm) == {"trainer", "trainer script"}
+    assert all(r.loop == "external loop" and r.status == "ok" for r in by_arm.values())
+    final = {arm: (r.psi.final or {})["accuracy"] for arm, r in by_arm.items()}
+    assert all(0.3 < score <= 1 for score in final.values())
+    # From outside, start-up and evaluation are in the bill; from inside, only training is.
+    assert (by_arm["trainer script"].seconds["billed"] or 0) > (by_arm["trainer"].seconds["billed"] or 0)
+    text = cprbench("report", str(tmp_path / "runs")).stdout
+    assert "| trainer |" in text
+    assert "| trainer script |" in text
