@@ -135,6 +135,11 @@ class ModelRef(Frozen):
     kind: Literal["encoder", "causal"]
     config: dict[str, Any]  # the sizes that the FLOP count needs, as the model's own config names them
 
+    @property
+    def pinned(self) -> str:
+        """The source by which this very model is found again: a hub id with its revision."""
+        return self.source if self.revision is None else f"{self.source}@{self.revision}"
+
 
 class Choice(Frozen):
     """A method or selection with its resolved settings."""

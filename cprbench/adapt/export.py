@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cprbench.adapt import models
-from cprbench.adapt.checkpoints import resolve
+from cprbench.adapt.checkpoints import DELTA, resolve
 from cprbench.adapt.methods import Context, build_method
 from cprbench.errors import ModelError, StoreError
 from cprbench.spec import RunSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-DELTA = "delta.safetensors"
 
 
 def save_merged(
@@ -58,4 +56,4 @@ def export_run(folder: Path, spec: RunSpec, labels: int | None, target: Path, *,
     path = folder / DELTA
     if not path.exists():
         raise StoreError(f"{folder}: the run kept no trained tensors. Run it with --save delta.")
-    save_merged(spec, spec.model.source, load_file(str(path)), target, labels, offline=offline)
+    save_merged(spec, spec.model.pinned, load_file(str(path)), target, labels, offline=offline)

@@ -148,11 +148,12 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 @torch.no_grad()
 def score(
-    loaded: LoadedModel, objective: Objective, engine: Engine, items: Sequence[Item], batch_size: int
+    loaded: LoadedModel, objective: Objective, items: Sequence[Item], batch_size: int
 ) -> Iterator[tuple[list[tuple[int, list[float]]], Shape]]:
     """Yield, batch by batch, (index of item, log-likelihood of each choice) and the shape of the pass.
 
-    Items are taken in order of length; the model is in eval mode meanwhile and back in its modes afterwards.
+    Items are taken in order of length and scored in float32. The model is in eval mode meanwhile and back in its own
+    modes afterwards.
     """
     modes = {name: module.training for name, module in loaded.model.named_modules()}
     loaded.model.eval()
@@ -160,8 +161,8 @@ def score(
         order = sorted(range(len(items)), key=lambda i: items[i].length)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            with engine.autocast():
-                values, shape = objective.log_likelihoods([items[i] for i in chosen])
+            # Never in bf16: rounded logits tie, and an exported model would not score the same psi.
+            values, shape = objective.log_likelihoods([items[i] for i in chosen])
             yield list(zip(chosen, values, strict=True)), shape
     finally:
         for name, module in loaded.model.named_modules():

@@ -39,6 +39,7 @@ def measure(
         block=block,
         out=out,
         psi_file=psi_file,
+        quiet=json_,
         metering=MeterOptions(carbon=factors(country or None, carbon_intensity, pue), allow_shared=allow_shared),
     )
     if json_:

@@ -53,13 +53,15 @@ class Progress:
         from cprbench.runs.diagnosis import announcement
 
         if not self._total:
-            self._console.print(announcement(), highlight=False, markup=False)
+            self._console.print(announcement(), highlight=False, markup=False, soft_wrap=not self._live)
         self._total, self._done = len(runs), 0
         arms = list(dict.fromkeys(run.arm for run in runs))
         blocks = len({run.block for run in runs})
         what = "learning-rate trials" if runs and runs[0].role == "search" else "runs"
         names = ", ".join(arms[:8]) + ("…" if len(arms) > 8 else "")
-        self._console.print(f"{len(runs)} {what}: {names}; {blocks} block(s)", highlight=False, markup=False)
+        self._console.print(
+            f"{len(runs)} {what}: {names}; {blocks} block(s)", highlight=False, markup=False, soft_wrap=not self._live
+        )
 
     def observe(self, planned: Planned, event: Mapping[str, Any]) -> None:
         """Take an event of a run."""
@@ -95,7 +97,7 @@ class Progress:
         how = "reused" if event["reused"] else f"{record.seconds['billed']:.1f} s billed"
         line = f"[{self._done}/{self._total}] {planned.arm}, block {planned.block}: {record.status}{score}, {how}"
         if not self._live or record.status != "ok":
-            self._console.print(f"{line}{self._left()}", highlight=False, markup=False)
+            self._console.print(f"{line}{self._left()}", highlight=False, markup=False, soft_wrap=not self._live)
         self._show(planned, "")
 
     def _left(self) -> str:

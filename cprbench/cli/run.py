@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
@@ -24,7 +26,7 @@ def run(
     selection: Annotated[str, typer.Option(help="Which training examples are used.")] = "",
     blocks: Annotated[int, typer.Option(min=0, help="Repetitions with a seed each (default 3).")] = 0,
     set_: Annotated[list[str], typer.Option("--set", help="ROOM.KEY=VALUE, e.g. partial.k=0.05,0.1")] = [],  # noqa: B006
-    search: Annotated[str, typer.Option(help="Learning rates to try per method: lr=1e-5,1e-4")] = "",
+    search: Annotated[list[str], typer.Option(help="Rates to try: lr=1e-5,1e-4, or head.lr=0.03,0.1")] = [],  # noqa: B006
     save: Annotated[str, typer.Option(help="What to keep of the model: none, delta or model.")] = "none",
     data: Annotated[
         Path | None, typer.Option(help="Folder of data files (else CPRBENCH_DATA, ../shared/data).")
@@ -62,9 +64,11 @@ def run(
         retry=retry,
         save=cast(Save, save),
         search_rates=_rates(search),
+        default_methods=not method,
         metering=MeterOptions(carbon=factors(country or None, carbon_intensity, pue), allow_shared=allow_shared),
     )
     training = {key: values[0] for key, values in settings.get("training", {}).items()}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's notice is a Ctrl-C
     with Progress() as progress:
         done = run_suite(
             suite, options=options, settings=training, observe=progress.observe, announce=progress.announce
@@ -118,7 +122,7 @@ def _suite(
         return suite.model_copy(update=changes)
     if not model:
         raise SpecError("no model. Pass --model, for example --model minilm (see `cprbench list models`).")
-    methods = [name for name in (method or "full,lora,partial").split(",") if name]
+    methods = [name for name in (method or "head,full,lora,partial").split(",") if name]
     unused = sorted(set(settings) - set(methods) - {"training"})
     if unused:
         raise SpecError(f"--set {unused[0]}.…: method {unused[0]!r} is not in --method {','.join(methods)}.")
@@ -130,17 +134,26 @@ def _suite(
     return SuiteSpec(tasks=what, models=[model], blocks=blocks or 3, arm=arms)
 
 
-def _rates(search: str) -> tuple[float, ...]:
-    if not search:
-        return ()
-    name, _, values = search.partition("=")
-    try:
-        rates = tuple(float(value) for value in values.split(","))
-    except ValueError:
-        rates = ()
-    if name != "lr" or not rates or any(rate <= 0 for rate in rates):
-        raise SpecError(f"--search {search!r}: write lr=RATE,RATE, for example lr=1e-5,1e-4.")
-    return rates
+def _rates(searches: list[str]) -> dict[str, list[float]]:
+    """Return method ("" for all others) -> rates. Raises SpecError with the form that is understood."""
+    from cprbench.adapt.methods import method_class
+
+    found: dict[str, list[float]] = {}
+    for search in searches:
+        name, _, values = search.partition("=")
+        method = name.removesuffix("lr").removesuffix(".")
+        if method:
+            method_class(method)
+        try:
+            rates = [float(value) for value in values.split(",")]
+        except ValueError:
+            rates = []
+        if name not in ("lr", f"{method}.lr") or not rates or not all(0 < rate < math.inf for rate in rates):
+            raise SpecError(
+                f"--search {search!r}: write lr=RATE,RATE or METHOD.lr=RATE,RATE, for example lr=1e-5,1e-4."
+            )
+        found[method] = rates
+    return found
 
 
 def _say_where(done: Any, out: Path) -> None:

@@ -62,6 +62,9 @@ def status(
     Console().print(table)
     counts = Counter(r.status for r in records)
     summary = ", ".join(f"{number} {name}" for name, number in sorted(counts.items())) or "no runs"
-    typer.echo(f"{summary}; {sum(r.seconds.get('billed') or 0.0 for r in records):.1f} s billed in all")
+    repeated = {r.previous for r in records}  # a retry's bill holds that of the run it repeats
+    bills = [r.seconds.get("billed") for r in records if r.run_id not in repeated]
+    known = sum(value for value in bills if value is not None)
+    typer.echo(f"{summary}; {known:.1f} s billed in all{', and some not measured' if None in bills else ''}")
     for why in found.damaged.values():
         typer.echo(f"damaged: {why}")

@@ -83,9 +83,7 @@ def compare(records: Iterable[RunRecord]) -> list[Group]:
 def group_key(record: RunRecord) -> dict[str, Any]:
     """Return what two runs must share to be compared."""
     training = record.spec.training
-    recipe = None if training is None else training.model_dump()
-    if recipe is not None and record.notes.get("learning_rate_from") != "given":
-        del recipe["learning_rate"]  # each method's own, by declaration or search; a given one is the recipe's
+    recipe = None if training is None else training.model_dump(exclude={"learning_rate"})
     named = record.suite if record.role == "run" else None
     return {
         "task": record.spec.task.name,
@@ -99,6 +97,7 @@ def group_key(record: RunRecord) -> dict[str, Any]:
         "limits": record.limits,
         "role": record.role,
         "loop": record.loop,
+        "memory_basis": record.gamma.memory_basis,
         "recipe": recipe,
     }
 
@@ -113,10 +112,13 @@ def _latest(records: Iterable[RunRecord]) -> list[RunRecord]:
 def _group(key: dict[str, Any], records: Sequence[RunRecord], trials: dict[str, RunRecord]) -> Group:
     metric = records[0].psi.primary
     by_arm: dict[str, dict[int, RunRecord]] = defaultdict(dict)
-    for record in sorted(records, key=lambda r: (r.status != "ok", r.run_id)):
+    for record in sorted(
+        records, key=lambda r: (r.status != "ok", r.notes.get("learning_rate_from") == "given", r.run_id)
+    ):
         arm = record.arm
         if record.block in by_arm[arm]:  # the same arm and block twice is two rows, never one of them
-            arm = f"{record.arm} ({record.run_id})"
+            rate = "" if record.spec.training is None else f"lr={record.spec.training.learning_rate:g}, "
+            arm = f"{record.arm} ({rate}{record.run_id})"
         by_arm[arm][record.block] = record
     head, full = (
         {block: r for block, r in by_arm.get(arm, {}).items() if r.status == "ok"} for arm in ("head", "full")
@@ -153,8 +155,9 @@ def _arm(
     no_reference = "no head run in every block" if head is not None and finals else unscored
     if len(gains) < len(ok):  # a mean over fewer blocks than the row shows would be another arm's
         gains = {}
-    searched = [r.search for r in ok.values() if r.search is not None]
-    trial_ids = sorted({i for search in searched for i in search.runs})
+    named = {i for r in ok.values() if r.search is not None for i in r.search.runs}
+    # A trial is paid for even where the run that it chose the rate for was stored before.
+    trial_ids = sorted(named | {i for r in ok.values() for i, t in trials.items() if _tried_for(t, r)})
     return ArmResult(
         arm=name,
         method=records[0].spec.method.name,
@@ -167,17 +170,32 @@ def _arm(
         gain=_mean(list(gains.values()), no_reference),
         gamma={name: _mean([getattr(r.gamma, name) for r in ok.values()], NOT_MEASURED) for name in RESOURCES},
         seconds=_mean([r.seconds.get("billed") for r in ok.values()], NOT_MEASURED),
-        retained_gain=_retained(gains, full, head, metric),
-        multiple_of_full={name: _multiple(gains, ok, full, head, metric, name) for name in RESOURCES},
+        retained_gain=_retained(gains, full, head, metric) if gains else Figure.none(no_reference),
+        multiple_of_full={
+            name: _multiple(gains, ok, full, head, metric, name) if gains else Figure.none(no_reference)
+            for name in RESOURCES
+        },
         trained_share=_mean([_trained_share(r) for r in ok.values()], "not told" if ok else "no run ended well"),
         trials=len(trial_ids),
-        search_seconds=_search_seconds(trial_ids, trials),
+        search_seconds=_search_seconds(
+            trial_ids, trials, {str(r.notes.get("learning_rate_from")) for r in ok.values()}
+        ),
     )
 
 
-def _search_seconds(ids: Sequence[str], trials: dict[str, RunRecord]) -> Figure:
+def _tried_for(trial: RunRecord, run: RunRecord) -> bool:
+    same = (trial.spec.task, trial.spec.model.weights_sha256, trial.arm) == (
+        run.spec.task,
+        run.spec.model.weights_sha256,
+        run.arm,
+    )
+    return same and run.notes.get("learning_rate_from") != "given"
+
+
+def _search_seconds(ids: Sequence[str], trials: dict[str, RunRecord], rates_from: set[str]) -> Figure:
     if not ids:
-        return Figure.none("no search: the declared default rate")
+        words = {"given": "none (given rate)", "declared": "none (declared rate)"}
+        return Figure.none(", ".join(sorted(words.get(name, "not told") for name in rates_from)) or "not told")
     if any(i not in trials for i in ids):
         return Figure.none("the records of its trials are not here")
     spent = [trials[i].seconds.get("billed") for i in ids]

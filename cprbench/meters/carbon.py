@@ -65,10 +65,10 @@ def co2_reading(key: SpanKey, energies: Sequence[Reading], given: CarbonFactors 
     The source is that of the energies; where one is modelled, so is the result.
     """
     lacking = [f"{energy.quantity}: {energy.why_missing}" for energy in energies if energy.value is None]
-    if given is None:
-        return reading(key, "co2_kg", "modelled", NotMeasured(_NO_FACTORS))
     if lacking or not energies:
         return reading(key, "co2_kg", "modelled", NotMeasured("; ".join(lacking) or "no energy was measured"))
+    if given is None:
+        return reading(key, "co2_kg", "modelled", NotMeasured(_NO_FACTORS))
     kwh = sum(energy.value or 0.0 for energy in energies) / JOULES_PER_KWH
     sources: list[Source] = [energy.source for energy in energies if energy.source is not None]
     source: Source = "modelled" if "modelled" in sources else sources[0]

@@ -22,7 +22,7 @@ from cprbench.spec import BILLED_PHASES
 _TALLIES = 20
 
 
-def finish_history(path: Path, trace: Trace, *, flops_known: bool) -> None:
+def finish_history(path: Path, trace: Trace) -> None:
     """Add `gamma` (billed so far; None: not measured) to the rows of a history. A torn last line is dropped."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     billed = [w for w in trace.windows() if w.phase in BILLED_PHASES]
@@ -36,8 +36,6 @@ def finish_history(path: Path, trace: Trace, *, flops_known: bool) -> None:
                 raise
             break  # torn by the death of the child
         at = row.pop("t")
-        if not flops_known:
-            row["flops"] = None
         if "validation" in row or number % every == 0 or number == len(lines):
             row["gamma"] = _tally(trace, billed, at, row)
         rows.append(json.dumps(row))

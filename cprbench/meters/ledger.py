@@ -8,7 +8,7 @@ from typing import Any
 
 from cprbench.meters.carbon import CarbonFactors, co2_reading
 from cprbench.meters.cpu import modelled_cpu_readings, rapl_readings
-from cprbench.meters.energy import NotMeasured, SpanKey, gpu_readings, reading
+from cprbench.meters.energy import Cuts, NotMeasured, SpanKey, gpu_readings, reading, trapezoid
 from cprbench.meters.flops import Flops
 from cprbench.meters.trace import Trace, Window
 from cprbench.spec import BILLED_PHASES, PHASES, Gamma, Reading
@@ -24,7 +24,7 @@ _PEAKS = {
 }
 #: Memories that are integrated over time, and why one may have no samples at all.
 _MEMORIES = (
-    ("rss", "fewer than two samples of a single process"),
+    ("rss", "no single process was watched"),
     ("pss_tree", "no process tree was watched"),
     ("cuda_reserved", "no CUDA"),
     ("cuda_allocated", "no CUDA"),
@@ -60,11 +60,16 @@ def account(
     spans = _spans(trace.windows())
     on_gpu = accelerators is None or accelerators > 0
     fresh: list[Reading] = []
+    cuts = Cuts(trace)
     for key, windows in spans.items():
-        fresh += _times_and_memory(trace, key, windows)
+        if not windows:  # an attempt that died before anything was billed: no time, and nothing to measure in it
+            fresh.append(reading(key, "seconds", "counter", 0.0))
+            continue
+        fresh += _times_and_memory(cuts, key, windows)
         fresh.append(_flops(key, flops, spans))
+    spans = {key: windows for key, windows in spans.items() if windows}
     energies = [*gpu_readings(trace, spans), *rapl_readings(trace, spans), *modelled_cpu_readings(trace, spans)]
-    fresh += [r.model_copy(update={"flags": sorted({*r.flags, *flags})}) if flags else r for r in energies]
+    fresh = [r.model_copy(update={"flags": sorted({*r.flags, *flags})}) for r in (*fresh, *energies)]
     for key in spans:
         fresh.append(co2_reading(key, _scope([r for r in fresh if (r.phase, r.attempt) == key], on_gpu)[0], carbon))
     readings = [*earlier, *fresh]
@@ -109,12 +114,25 @@ def _spans(windows: Sequence[Window]) -> dict[SpanKey, list[Window]]:
     return spans
 
 
-def _times_and_memory(trace: Trace, key: SpanKey, windows: Sequence[Window]) -> list[Reading]:
+def _integral(cuts: Cuts, quantity: str, windows: Sequence[Window], why: str) -> tuple[float | None, int, str]:
+    """Return (integral over the windows, samples, ""), or (None, 0, the reason)."""
+    if not cuts.series(quantity):
+        return None, 0, why
+    total, used = 0.0, 0
+    try:
+        for window in windows:
+            points, samples = cuts.points(quantity, window)
+            total, used = total + trapezoid(points), used + samples
+    except NotMeasured as refused:
+        return None, 0, str(refused)
+    return total, used, ""
+
+
+def _times_and_memory(cuts: Cuts, key: SpanKey, windows: Sequence[Window]) -> list[Reading]:
+    trace = cuts.trace
     flags = ["cut"] if any(window.cut for window in windows) else []
 
     def found(quantity: str, value: float | None, source: str, why: str, **detail: Any) -> Reading:
-        if not windows and value is None:
-            value = 0.0  # no time passed, so nothing was held or done in it
         source_of = quantity.removeprefix("peak_").replace("_byte_seconds", "_bytes")
         told = trace.missing.get(quantity) or trace.missing.get(source_of) or why
         given = NotMeasured(told) if value is None else value
@@ -123,9 +141,8 @@ def _times_and_memory(trace: Trace, key: SpanKey, windows: Sequence[Window]) -> 
     result = [found("seconds", sum(w.seconds for w in windows), "counter", "")]
     ends = [w.end.values for w in windows]
     for name, why in _MEMORIES:
-        integral = trace.integral(f"{name}_bytes", windows) if windows else None
-        value, used = integral if integral is not None else (None, 0)
-        result.append(found(f"{name}_byte_seconds", value, "sampled", why, samples=used))
+        value, used, refused = _integral(cuts, f"{name}_bytes", windows, why)
+        result.append(found(f"{name}_byte_seconds", value, "sampled", refused, samples=used))
         if name.startswith("cuda"):
             # The allocator's own peak, taken at phase ends, catches what falls between two samples.
             peaks = [v[f"peak_{name}_bytes"] for v in ends if f"peak_{name}_bytes" in v]
@@ -134,6 +151,10 @@ def _times_and_memory(trace: Trace, key: SpanKey, windows: Sequence[Window]) -> 
     result.append(found("peak_pss_tree_bytes", tree_peak, "sampled", "no process tree was watched"))
     for quantity in ("peak_rss_bytes", "pss_bytes"):
         values = [v[quantity] for v in ends if quantity in v]
+        if quantity == "peak_rss_bytes" and "peak_rss_reset" in trace.missing:
+            # The kernel's peak would be that of an earlier phase: the largest sample is ours.
+            result.append(found(quantity, trace.peak("rss_bytes", windows), "sampled", trace.missing["peak_rss_reset"]))
+            continue
         if quantity == "peak_rss_bytes" and flags:  # a killed phase left no peak, but it left samples
             values += [peak for peak in [trace.peak("rss_bytes", windows)] if peak is not None]
         result.append(found(quantity, max(values, default=None), "counter", "no window ended while it could be read"))
@@ -144,8 +165,6 @@ def _flops(
     key: SpanKey, flops: Mapping[tuple[str, int], Flops] | str, spans: Mapping[SpanKey, Sequence[Window]]
 ) -> Reading:
     phase, attempt = key
-    if not any(spans[key]):
-        return reading(key, "flops", "counted", 0, (), padding=0)
     if isinstance(flops, str):
         return reading(key, "flops", "counted", NotMeasured(flops))
     phases = [p for p in BILLED_PHASES if (p, attempt) in spans] if phase == "billed" else [phase]

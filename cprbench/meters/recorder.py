@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Literal
 
 from cprbench.meters import SAMPLES_PER_SECOND, Meter
+from cprbench.meters.energy import WALL
 from cprbench.meters.trace import Sample
 from cprbench.schema import canonical_json
 
@@ -56,9 +57,10 @@ class Recorder:
         due = time.monotonic()
         while not self._done.wait(max(0.0, due - time.monotonic())):
             with self._lock:
-                values = {q: v for meter in self._meters for q, v in meter.sample().items()}
-                if values:
-                    self._write(Sample(time.monotonic(), values).line())
+                values = {WALL: time.time()}
+                for meter in self._meters:
+                    values |= meter.sample()
+                self._write(Sample(time.monotonic(), values).line())
             due = max(due + 1 / SAMPLES_PER_SECOND, time.monotonic())
         self.seconds_of_cpu = time.thread_time()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -86,6 +86,10 @@ class Trace:
                     break  # written while the process was killed
                 raise StoreError(f"{where}: line {number} is not a sample ({error}).") from None
         return cls(samples, missing)
+
+    def as_attempt(self, attempt: int) -> Trace:
+        """Return the same trace under another attempt's number."""
+        return Trace([replace(s, attempt=attempt) for s in self.samples], self.missing)
 
     def windows(self) -> list[Window]:
         """Return the phases' windows in order. Raises StoreError when time runs backwards."""

@@ -51,7 +51,7 @@ class TreeMeter:
         if not read:
             self._missing.setdefault("pss_tree_bytes", "no process of the tree could be read")
             return {}
-        return {"pss_tree_bytes": float(total), "tree_processes": float(read)}
+        return {"pss_tree_bytes": float(total)}
 
     def missing(self) -> dict[str, str]:
         """Return quantity -> reason."""
@@ -82,7 +82,7 @@ class AllocatorMeter:
         torch = _torch_with_cuda()
         if torch is None:
             return {}
-        torch.cuda.synchronize()
+        wait_for_device()
         values = {
             **self.sample(),
             "peak_cuda_allocated_bytes": float(torch.cuda.max_memory_allocated()),
@@ -98,6 +98,13 @@ class AllocatorMeter:
     def facts(self) -> dict[str, Any]:
         """Return nothing."""
         return {}
+
+
+def wait_for_device() -> None:
+    """Wait until the device has done what this process has queued; nothing without CUDA."""
+    torch = _torch_with_cuda()
+    if torch is not None:
+        torch.cuda.synchronize()
 
 
 def _torch_with_cuda() -> Any:

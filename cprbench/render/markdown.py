@@ -40,7 +40,12 @@ def headline(group: Group, show: Callable[[str], str] = escape) -> str:
             continue
         multiple = f" ({times(cost)} full's gain per FLOP)" if cost.value is not None else ""
         words.append(f"{show(arm.arm)} keeps {percent(kept)} of full's gain{multiple}")
-    return "; ".join(words) + "." if words else "No arm can be compared with full tuning here."
+    if words:
+        return "; ".join(words) + "."
+    arms = {arm.method for arm in group.arms}
+    if group.reference == "head" and "head" not in arms:
+        return "No gains: a model with a new head is measured against method head. Add it to the methods."
+    return "No arm can be compared with full tuning here."
 
 
 def _group(group: Group) -> list[str]:
@@ -115,6 +120,7 @@ def _group(group: Group) -> list[str]:
             if arm.method != "full"
         ],
     )
+    parts += _sources(group.records)
     parts += _missing(group.records)
     if group.failures:
         parts += ["Runs that did not end well:", ""]
@@ -128,9 +134,25 @@ def _group(group: Group) -> list[str]:
 
 def _search(arm: ArmResult) -> str:
     if not arm.trials:
-        return "none (declared rate)"
+        return arm.search_seconds.why or ""
     seconds = f"{number(arm.search_seconds)} s" if arm.search_seconds.value is not None else arm.search_seconds.why
     return f"{arm.trials} trials, {seconds}"
+
+
+def _sources(records: Sequence[RunRecord]) -> list[str]:
+    """Return what gamma's numbers cover, which flags their readings carry, and whether the machine was steady."""
+    ok = [r for r in records if r.status == "ok"]
+    scopes = sorted({r.gamma.energy_scope for r in ok if r.gamma.energy_scope})
+    bases = sorted({r.gamma.memory_basis for r in ok if r.gamma.memory_basis})
+    flags = sorted({flag for r in ok for reading in r.readings if reading.phase == "billed" for flag in reading.flags})
+    words = [f"memory is {', '.join(bases)}"] if bases else []
+    words += [f"energy covers {', '.join(scopes)}"] if scopes else []
+    words += [f"flags of billed readings: {', '.join(map(escape, flags))}"] if flags else []
+    for name in sorted({name for r in ok for name in (r.environment.facts.get("rates") or {})}):
+        values = [rates[name] for r in ok if (rates := r.environment.facts.get("rates")) and name in rates]
+        if max(values) > 1.15 * min(values):
+            words.append(f"{escape(name)} differed by over 15 % between runs of this hardware class")
+    return [f"Sources: {'; '.join(words)}.", ""] if words else []
 
 
 def _missing(records: Sequence[RunRecord]) -> list[str]:

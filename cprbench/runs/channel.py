@@ -11,6 +11,9 @@ from typing import Any
 
 from cprbench.schema import canonical_json
 
+#: What a method trains, as the child tells it for counting FLOPs; not part of the record's files.
+TRAINS = "trains.json"
+
 
 class Channel:
     """The child's end. Times are seconds of the monotonic clock, which both processes share."""

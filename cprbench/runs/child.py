@@ -21,6 +21,7 @@ from cprbench.runs.channel import parse_event
 from cprbench.runs.store import SAMPLES
 from cprbench.spec import Status
 
+_PATIENCE_SECONDS = 0.5
 _GRACE_SECONDS = 5.0
 LOG = "child.log"
 Observer = Callable[[Mapping[str, Any]], None]
@@ -86,7 +87,7 @@ def run_child(
         except KeyboardInterrupt:
             outcome = Outcome("interrupted", None, "interrupted by Ctrl-C")
         finally:
-            _stop(process)
+            stop_group(process)
     path.unlink()
     if outcome is not None:
         return outcome
@@ -129,17 +130,16 @@ def _listen(lines: Any, recorder: Recorder | None, line_out: Any, observe: Obser
     return None
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the child's whole process group: what it does after its last word is not part of the run."""
-    for number, patience in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, None)):
-        try:
-            process.wait(timeout=0.5 if number == signal.SIGTERM else 0)
-            break
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=patience)
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its whole group, kindly first: what it does after its last word is not part of the run."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=_PATIENCE_SECONDS)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGTERM)  # grandchildren too, where the leader has gone already
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_GRACE_SECONDS)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _oom_kills() -> int:

@@ -54,13 +54,13 @@ def diagnose(*, with_rates: bool) -> dict[str, Any]:
         "measured": measured,
         "missing": missing,
         "facts": {meter.name: meter.facts() for meter in bench.meters} | hardware.machine_facts(),
-        "rates": measure_rates() if with_rates else {},
+        "rates": measure_rates(bench.hardware_class(on_gpu)) if with_rates else {},
     }
     bench.close()
     return result
 
 
-def measure_rates() -> dict[str, dict[str, Any]]:
+def measure_rates(hardware_class: str) -> dict[str, dict[str, Any]]:
     """Return matmul and copy rates of this machine and keep them for records; a reason where torch is absent."""
     with tempfile.TemporaryDirectory(prefix="cprbench-") as scratch:
         outcome = run_child({"kind": "rates"}, Path(scratch), lambda event: None, offline=True, meter=False)
@@ -68,8 +68,8 @@ def measure_rates() -> dict[str, dict[str, Any]]:
         why = str(outcome.error).splitlines()[-1]
         names = ("matmul_fp32_gflops_per_second", "matmul_bf16_gflops_per_second", "copy_gb_per_second")
         return {name: {"value": None, "why_missing": why} for name in names}
-    rates_file().parent.mkdir(parents=True, exist_ok=True)
-    rates_file().write_text(json.dumps(outcome.result), encoding="utf-8")
+    rates_file(hardware_class).parent.mkdir(parents=True, exist_ok=True)
+    rates_file(hardware_class).write_text(json.dumps(outcome.result), encoding="utf-8")
     return {name: {"value": value, "why_missing": None} for name, value in outcome.result.items()}
 
 

@@ -10,22 +10,24 @@ import contextlib
 import json
 import math
 import os
-import signal
+import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cprbench.errors import SpecError
+from cprbench.errors import SpecError, did_you_mean
 from cprbench.meters import Meter, hardware
 from cprbench.meters.history import finish_history
 from cprbench.meters.ledger import account
 from cprbench.meters.memory import MemoryMeter
 from cprbench.meters.recorder import Recorder
 from cprbench.meters.trace import Trace
-from cprbench.meters.tree import AllocatorMeter, TreeMeter
+from cprbench.meters.tree import AllocatorMeter, TreeMeter, wait_for_device
 from cprbench.runs import store
+from cprbench.runs.child import stop_group
 from cprbench.runs.metering import MeterOptions, environment_of, open_bench
 from cprbench.schema import parse, sha256_of
 from cprbench.spec import Choice, ExternalModel, ExternalSpec, ExternalTask, Phase, Psi, RunRecord, Status
@@ -52,12 +54,12 @@ class Measurement:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._metering = metering or MeterOptions()
-        self._bench = open_bench(self._metering)
+        self._bench = open_bench(self._metering, every_device=True)
         self._shelf = store.Store(Path(out))
         self._shelf.open_for_writing()
         given = {"method": method, "settings": dict(settings or {})}
         identity = sha256_of({"external loop": given, "task": task, "model": model, "block": block})[:16]
-        self.run_id = self._shelf.next_id(identity)
+        self.run_id = self._shelf.free_id(identity)
         self.folder = self._shelf.begin(self.run_id)
         self._spec = ExternalSpec(
             task=ExternalTask(name=task),
@@ -86,7 +88,7 @@ class Measurement:
         """Close the open phase, after the device's queued work is done."""
         if self._open is None:
             return
-        AllocatorMeter().edge()
+        wait_for_device()
         now = time.monotonic()
         if self._open in ("select", "train"):
             self._billed += now - self._since
@@ -116,7 +118,11 @@ class Measurement:
         self._psi = parse(Psi, told, "psi")
 
     def tell(self, **facts: Any) -> None:
-        """Tell what the record has a field for: trained_parameters, total_parameters, optimizer_state_bytes."""
+        """Tell what the record has a field for. Raises SpecError for anything else."""
+        known = ("trained_parameters", "total_parameters", "new_head_parameters", "optimizer_state_bytes")
+        for name in facts:
+            if name not in known:
+                raise SpecError(f"tell: unknown fact {name!r}. {did_you_mean(name, known)}")
         self._told |= facts
 
     def finish(self, status: Status = "ok", error: str | None = None) -> RunRecord:
@@ -136,7 +142,7 @@ class Measurement:
         )
         rows = "".join(json.dumps(row) + "\n" for row in self._history if math.isfinite(row["loss"]))
         (self.folder / store.HISTORY).write_text(rows, encoding="utf-8")
-        finish_history(self.folder / store.HISTORY, trace, flops_known=False)
+        finish_history(self.folder / store.HISTORY, trace)
         (self.folder / store.PREDICTIONS).write_text("", encoding="utf-8")
         environment = environment_of(self._bench, on_gpu, carbon)
         self._bench.close()
@@ -174,8 +180,17 @@ class Measurement:
 
 def _gpu_was_used(trace: Trace) -> bool:
     """Return whether the loop took GPU memory: by its allocator, or seen from outside (a context takes more)."""
-    used = [value for _, value in trace.series("gpu0_memory_used_bytes")]
+    used = [v for s in trace.samples for key, v in s.values.items() if re.fullmatch(r"gpu\d+_memory_used_bytes", key)]
     return bool(trace.series("cuda_reserved_bytes")) or max(used, default=0.0) > 100e6
+
+
+class _Unmetered:
+    """Takes what a Measurement takes and does nothing: the node's first process measures for all."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("start", "end", "step", "psi", "tell"):
+            raise AttributeError(name)
+        return lambda *given, **named: None
 
 
 @contextlib.contextmanager
@@ -187,12 +202,16 @@ def measure(
     block: int = 0,
     out: Path | str = "runs",
     metering: MeterOptions | None = None,
-) -> Iterator[Measurement]:
+) -> Iterator[Measurement | _Unmetered]:
     """Meter the code in a `with` block as phase train and write its record at the end.
 
     Tell scores with `run.psi(...)`, steps with `run.step(...)`, other phases with `run.start("validate")`.
-    A block that raises becomes a record with status failed, and the exception goes on.
+    A block that raises becomes a record with status failed, and the exception goes on. One meter per node: under
+    LOCAL_RANK other than 0 the block runs unmetered.
     """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        yield _Unmetered()
+        return
     run = Measurement(task=task, model=model, method=method, block=block, out=out, metering=metering)
     run.start("train")
     try:
@@ -214,11 +233,12 @@ def measure_command(
     out: Path | str = "runs",
     psi_file: Path | None = None,
     metering: MeterOptions | None = None,
+    quiet: bool = False,
 ) -> RunRecord:
     """Run a command under the meters, its whole process tree as phase train, and return its record.
 
     `psi_file`: a JSON file that the command writes: {"primary": "accuracy", "final": {"accuracy": 0.8}, …}.
-    Raises SpecError when the command cannot be started.
+    `quiet`: what the command prints goes to stderr. Raises SpecError when the command cannot be started.
     """
     before = psi_file.stat().st_mtime_ns if psi_file is not None and psi_file.exists() else None
     tree = TreeMeter()
@@ -228,7 +248,7 @@ def measure_command(
     )
     run.start("train")
     try:
-        process = subprocess.Popen(command, start_new_session=True)
+        process = subprocess.Popen(command, start_new_session=True, stdout=sys.stderr if quiet else None)
     except OSError as reason:
         run.finish("failed", f"the command could not be started: {reason}")
         raise SpecError(f"cannot start {command[0]!r}: {reason.strerror}. Write the command after --.") from reason
@@ -240,8 +260,7 @@ def measure_command(
         if code != 0:
             status, error = "failed", f"the command ended with code {code}"
     except KeyboardInterrupt:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
+        stop_group(process)
         status, error = "interrupted", "interrupted by Ctrl-C"
     run.end()
     if psi_file is not None and status == "ok":

@@ -28,7 +28,7 @@ def inspect(job: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "data_sha256": dataset.sha256,
         "counts": dataset.counts(),
-        "choices": labels,
+        "labels": labels,
         "model": {
             "source": checkpoint.source,
             "label": checkpoint.label,

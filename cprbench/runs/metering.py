@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,14 +49,15 @@ class Bench:
         self.gpu.close()
 
 
-def open_bench(options: MeterOptions) -> Bench:
-    """Return the meters of a run. A run holds one GPU: the first that CUDA_VISIBLE_DEVICES shows.
+def open_bench(options: MeterOptions, *, every_device: bool = False) -> Bench:
+    """Return the meters of a run. A run holds one GPU, the first that CUDA_VISIBLE_DEVICES shows; a loop that is not
+    ours may use all that it shows (`every_device`).
 
     Raises MeterError when others compute on that GPU and `allow_shared` was not given: its energy and memory
     cannot be told apart from theirs.
     """
     visible = GpuMeter()
-    uuids = [device.uuid for device in visible.devices[:1]]
+    uuids = [device.uuid for device in (visible.devices if every_device else visible.devices[:1])]
     visible.close()
     gpu = GpuMeter(uuids) if uuids else GpuMeter()
     foreign = gpu.foreign_processes({os.getpid()})
@@ -67,7 +69,7 @@ def open_bench(options: MeterOptions) -> Bench:
             "this run. Stop them, choose another device with CUDA_VISIBLE_DEVICES, or pass --allow-shared, which flags "
             "every reading."
         )
-    environment = {"CUDA_VISIBLE_DEVICES": uuids[0]} if uuids else {}
+    environment = {"CUDA_VISIBLE_DEVICES": ",".join(uuids)} if uuids else {}
     meters: list[Meter] = [gpu, RaplMeter(), ModelledEnergy()]
     # None: the driver does not list processes, so nobody can say that the device was ours alone.
     flags = ["shared"] if foreign else ["exclusive_unknown"] if uuids and foreign is None else []
@@ -80,7 +82,7 @@ def environment_of(bench: Bench, on_gpu: bool, carbon: CarbonFactors | None) -> 
     facts: dict[str, Any] = hardware.machine_facts()
     for meter in bench.meters:
         facts[meter.name] = meter.facts()
-    facts["rates"] = last_rates()
+    facts["rates"] = last_rates(bench.hardware_class(on_gpu))
     facts["carbon"] = carbon.facts() if carbon is not None else None
     return Environment(
         hardware_class=bench.hardware_class(on_gpu),
@@ -93,15 +95,15 @@ def environment_of(bench: Bench, on_gpu: bool, carbon: CarbonFactors | None) -> 
     )
 
 
-def last_rates() -> dict[str, float] | None:
+def last_rates(hardware_class: str) -> dict[str, float] | None:
     """Return the rates that the last doctor measured on this machine, None if there are none."""
     try:
-        found: dict[str, float] = json.loads(rates_file().read_text(encoding="utf-8"))
+        found: dict[str, float] = json.loads(rates_file(hardware_class).read_text(encoding="utf-8"))
         return found
     except (OSError, ValueError):
         return None
 
 
-def rates_file() -> Path:
+def rates_file(hardware_class: str) -> Path:
     """Return where doctor keeps the rates of this hardware class."""
-    return cache_folder() / "rates" / f"{hardware.cpu_class().replace(' ', '_')}.json"
+    return cache_folder() / "rates" / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', hardware_class)}.json"

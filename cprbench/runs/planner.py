@@ -41,13 +41,14 @@ class Inspected:
     model: ModelRef
     sizes: Mapping[str, int]  # submodule -> parameters
     has_new_head: bool
+    labels: int | None  # outputs of a new head
 
     @classmethod
     def of(cls, task: TaskSpec, found: Mapping[str, Any]) -> Inspected:
         """Return the answer of an inspecting child as an Inspected."""
         ref = TaskRef(name=task.name, version=task.version, data_sha256=found["data_sha256"])
         model = ModelRef.model_validate(found["model"])
-        return cls(task, ref, found["counts"], model, found["sizes"], bool(found["new_head"]))
+        return cls(task, ref, found["counts"], model, found["sizes"], bool(found["new_head"]), found["labels"])
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Planned:
     limits: dict[str, int]
     search: Search | None = None
     rate_from: Literal["given", "searched", "declared"] = "declared"
+    has_new_head: bool = False
+    labels: int | None = None
 
 
 def arms_of(specs: Sequence[ArmSpec]) -> list[Arm]:
@@ -129,18 +132,22 @@ def plan_search(
     arms: Sequence[Arm],
     *,
     settings: Mapping[str, Any],
-    rates: Sequence[float],
+    rates: Mapping[str, Sequence[float]],
 ) -> dict[tuple[str, str, str], list[Planned]]:
     """Return the trials of a learning-rate search by (task, model, arm): block 0's seed, validation NLL only."""
     trials: dict[tuple[str, str, str], list[Planned]] = {}
+    if "learning_rate" in settings:
+        raise SpecError("a search and a given rate exclude each other. Leave out --search or training.learning_rate.")
     for found in inspected:
         if not found.counts["validation"]:
             raise SpecError(f"task {found.task.name!r} has no validation split, so no rate can be searched on it.")
         for arm in arms:
+            if arm.method.name not in rates and "" not in rates:
+                continue  # not asked for: its declared rate
             key = (found.task.name, found.model.source, arm.label)
             trials[key] = [
                 _planned(suite, found, arm, 0, {**settings, "learning_rate": rate}, {}, {}, role="search")
-                for rate in rates
+                for rate in rates.get(arm.method.name, rates.get("", ()))
             ]
     return trials
 
@@ -172,7 +179,8 @@ def _planned(
     spec = RunSpec(
         task=found.task_ref, model=found.model, method=method, selection=selection, seed=seed, training=recipe
     )
-    role = role or ("smoke" if own else "run")
+    # Limits rank only where a named suite version fixes them (DESIGN rule 6).
+    role = role or ("smoke" if own or (limits and suite.name is None) else "run")
     in_force = {k: v for k, v in (("max_examples", recipe.max_examples), ("eval_items", recipe.eval_items)) if v}
     named = suite.name is not None
     return Planned(
@@ -187,6 +195,8 @@ def _planned(
         limits=in_force,
         search=searched.get(key),
         rate_from=rate_from,
+        has_new_head=found.has_new_head,
+        labels=found.labels,
     )
 
 

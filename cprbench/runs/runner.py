@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cprbench.errors
+from cprbench.adapt.checkpoints import DELTA
 from cprbench.errors import CprbenchError, SpecError, StoreError
 from cprbench.meters import hardware
 from cprbench.meters.flops import Flops, Pass, Trained, count, supported
@@ -17,11 +18,12 @@ from cprbench.meters.history import finish_history
 from cprbench.meters.ledger import account
 from cprbench.meters.trace import Trace
 from cprbench.runs import planner, store
+from cprbench.runs.channel import TRAINS
 from cprbench.runs.child import LOG, Outcome, run_child
 from cprbench.runs.metering import Bench, MeterOptions, environment_of, open_bench
 from cprbench.runs.planner import Inspected, Planned
 from cprbench.sources import HubSource
-from cprbench.spec import ExternalSpec, Psi, RunRecord, Scalar, Search, SuiteSpec, TaskSpec
+from cprbench.spec import ExternalSpec, Psi, Reading, RunRecord, Scalar, Search, SuiteSpec, TaskSpec
 from cprbench.tasks import load_task
 
 #: observe(planned, event): a run began ("run"), is under way ("step", "progress") or is over ("done").
@@ -37,7 +39,10 @@ class Options:
     offline: bool = False
     retry: bool = False
     save: Literal["none", "delta", "model"] = "none"
-    search_rates: tuple[float, ...] = ()
+    #: method ("" for all others) -> learning rates to try
+    search_rates: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    #: the methods were not named: leave `head` out where it does not apply
+    default_methods: bool = False
     metering: MeterOptions = field(default_factory=MeterOptions)
 
 
@@ -76,38 +81,33 @@ def run(
     shelf = store.Store(options.out)
     shelf.open_for_writing()
     inspected = [inspect(task, model, options) for task in tasks for model in suite.models]
+    if options.default_methods and all(found.model.kind == "causal" for found in inspected):
+        arms = [arm for arm in arms if arm.method.name != "head"]
     planner.plan(suite, inspected, arms, settings=settings)  # every refusal comes before the first run
     launcher = _Launcher(shelf, options, observe)
     searched: dict[tuple[str, str, str], Search] = {}
     rates: dict[tuple[str, str, str], float] = {}
     trials: list[RunRecord] = []
-    try:
-        if options.search_rates:
-            plans = planner.plan_search(suite, inspected, arms, settings=settings, rates=options.search_rates)
-            announce([trial for group in plans.values() for trial in group])
-            for key, group in plans.items():
-                found = [launcher.run(trial) for trial in group]
-                trials += found
-                searched[key], rates[key] = _best_rate(key, group, found)
-        runs = planner.plan(suite, inspected, arms, settings=settings, searched=searched, chosen_rates=rates)
-        announce(runs)
-        records = []
-        for planned in runs:
-            records.append(launcher.run(planned))
-            if records[-1].status == "interrupted":
-                return Done(records, trials, launcher.reused, interrupted=True)
-    except _SearchInterruptedError as stop:
-        return Done([], [*trials, *stop.args[0]], launcher.reused, interrupted=True)
+    if options.search_rates:
+        plans = planner.plan_search(suite, inspected, arms, settings=settings, rates=options.search_rates)
+        announce([trial for group in plans.values() for trial in group])
+        for key, group in plans.items():
+            for trial in group:
+                trials.append(launcher.run(trial))
+                if trials[-1].status == "interrupted":
+                    return Done([], trials, launcher.reused, interrupted=True)
+            searched[key], rates[key] = _best_rate(key, group, trials[-len(group) :])
+    runs = planner.plan(suite, inspected, arms, settings=settings, searched=searched, chosen_rates=rates)
+    announce(runs)
+    records: list[RunRecord] = []
+    for planned in runs:
+        records.append(launcher.run(planned))
+        if records[-1].status == "interrupted":
+            return Done(records, trials, launcher.reused, interrupted=True)
     return Done(records, trials, launcher.reused)
 
 
-class _SearchInterruptedError(Exception):
-    pass
-
-
 def _best_rate(key: tuple[str, str, str], group: Sequence[Planned], found: Sequence[RunRecord]) -> tuple[Search, float]:
-    if any(record.status == "interrupted" for record in found):
-        raise _SearchInterruptedError(found)
     rates = [planned.spec.training.learning_rate or 0.0 for planned in group]
     scored = [
         (record.psi.validation["nll"], rate)
@@ -164,6 +164,11 @@ class _Launcher:
         before = self._shelf.latest(planned.run_id)
         if before is not None:
             again = before.record.status == "interrupted" or (before.record.status != "ok" and self._options.retry)
+            if not again and self._options.save != "none" and not (before.folder / DELTA).exists():
+                raise StoreError(
+                    f"{before.folder} is stored without its trained tensors, and a record never changes. "
+                    f"Pass another --out to run {planned.arm} again with --save {self._options.save}."
+                )
             if not again:
                 self.reused += 1
                 self._observe(planned, {"event": "done", "record": before.record, "reused": True})
@@ -172,12 +177,16 @@ class _Launcher:
         identity = self._shelf.next_id(planned.run_id)
         folder = self._shelf.begin(identity)
         attempt = earlier.attempts + 1 if earlier is not None else 1
+        billed = list(earlier.readings) if earlier is not None else []
+        for left in self._shelf.abandoned(folder):  # its parent died: what it cost is part of this run
+            billed += self._readings_of(planned, left, attempt)
+            attempt += 1
         self._observe(planned, {"event": "run"})
         job = {
             "kind": "run",
             "spec": planned.spec.model_dump(mode="json"),
             "task": planned.task.model_dump(mode="json"),
-            "model": planned.spec.model.source,
+            "model": planned.spec.model.pinned,
             "role": planned.role,
             "data": None if self._options.data is None else str(self._options.data),
             "offline": self._options.offline,
@@ -195,7 +204,7 @@ class _Launcher:
                 meters=bench.meters,
                 environment=bench.child_environment,
             )
-            record = self._record(planned, identity, folder, attempt, outcome, earlier, bench)
+            record = self._record(planned, identity, folder, attempt, outcome, earlier, billed, bench)
         except OSError as error:
             raise StoreError(
                 f"{folder}: cannot write ({error.strerror or error}). Free some space there or pass --out FOLDER. "
@@ -205,9 +214,20 @@ class _Launcher:
             bench.close()
         if outcome.status == "ok":
             (folder / LOG).unlink()
+        (folder / TRAINS).unlink(missing_ok=True)
         self._shelf.commit(folder, record)
         self._observe(planned, {"event": "done", "record": record, "reused": False})
         return record
+
+    def _readings_of(self, planned: Planned, folder: Path, attempt: int) -> list[Reading]:
+        """Return the readings of an attempt whose parent died before it could write a record."""
+        samples = folder / store.SAMPLES
+        if not samples.exists():
+            return []
+        trace, flops = Trace.load(samples).as_attempt(attempt), _flops(planned, folder)
+        if not isinstance(flops, str):
+            flops = {(phase, attempt): value for (phase, _), value in flops.items()}
+        return account(trace, flops, cores=hardware.bound_cores(), accelerators=0).readings
 
     def _record(
         self,
@@ -217,11 +237,12 @@ class _Launcher:
         attempt: int,
         outcome: Outcome,
         earlier: RunRecord | None,
+        billed: Sequence[Reading],
         bench: Bench,
     ) -> RunRecord:
         trace = Trace.load(folder / store.SAMPLES)
         result = outcome.result or {}
-        flops = _flops(planned, folder, attempt, result)
+        flops = _flops(planned, folder)
         # A child that died before it could tell ran where CUDA would have put it.
         on_gpu = result["device"] == "cuda" if result else bool(bench.gpu.devices)
         carbon = self._options.metering.carbon
@@ -231,10 +252,10 @@ class _Launcher:
             cores=hardware.bound_cores(),
             accelerators=bench.accelerators(on_gpu),
             carbon=carbon,
-            earlier=earlier.readings if earlier is not None else (),
+            earlier=billed,
             flags=bench.flags,
         )
-        finish_history(folder / store.HISTORY, trace, flops_known=not isinstance(flops, str))
+        finish_history(folder / store.HISTORY, trace)
         empty = {"primary": planned.task.primary, "base": None, "final": None, "items": 0}
         return RunRecord(
             run_id=identity,
@@ -270,20 +291,23 @@ class _Launcher:
         )
 
 
-def _flops(
-    planned: Planned, folder: Path, attempt: int, result: Mapping[str, Any]
-) -> dict[tuple[str, int], Flops] | str:
+def _flops(planned: Planned, folder: Path) -> dict[tuple[str, int], Flops] | str:
     """Return the FLOPs by (phase, attempt), or the reason why they cannot be counted."""
     model = planned.spec.model
     if (reason := supported(model.config)) is not None:
         return reason
-    path = folder / "work.jsonl"
+    path, told = folder / "work.jsonl", folder / TRAINS
     if not path.exists():
-        return "the child ended before it wrote down what it had computed"
-    passes = [Pass.parse(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    notes = result["notes"]
-    trained = Trained(frozenset(result["trained_submodules"]), result["new_head_parameters"] > 0, notes.get("adapters"))
-    return count(model.config, model.kind, notes["labels"], trained, passes)
+        return "the child ended before it computed anything"
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline was torn by its death
+    passes = [Pass.parse(json.loads(line)) for line in lines]
+    if told.exists():
+        known = json.loads(told.read_text(encoding="utf-8"))
+        trained = Trained(frozenset(known["trained_submodules"]), known["new_head"], known["adapters"])
+        return count(model.config, model.kind, known["labels"], trained, passes)
+    if any(done.trains == "method" for done in passes):
+        return "the child ended before it told what its passes train"
+    return count(model.config, model.kind, planned.labels, Trained(frozenset(), planned.has_new_head), passes)
 
 
 def export(folder: Path | str, target: Path | str, *, offline: bool = False) -> Path:

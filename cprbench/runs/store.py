@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from cprbench.errors import SpecError, StoreError
 from cprbench.schema import canonical_json, parse
 from cprbench.spec import RunRecord
@@ -75,13 +77,42 @@ class Store:
         """Return the first id of `run_id`, `run_id`-2, … that no directory has."""
         return next(i for i in _retries(run_id) if not (self.root / i).exists())
 
+    def free_id(self, run_id: str) -> str:
+        """Return the first id of `run_id`, `run_id`-2, … that neither a directory nor a living process has."""
+        taken = (i for i in _retries(run_id) if not (self.root / i).exists())
+        return next(i for i in taken if not (self.root / ".work" / i).exists())
+
     def begin(self, run_id: str) -> Path:
-        """Return an empty attempt folder for a run."""
-        folder = self.root / ".work" / run_id / "attempt-1"
+        """Claim a run and return an empty folder for its next attempt; earlier ones of dead processes stay beside.
+
+        Raises StoreError while another living process has the claim.
+        """
+        folder = self.root / ".work" / run_id
         with _readable_errors(self.root):
-            shutil.rmtree(folder.parent, ignore_errors=True)
-            folder.mkdir(parents=True)
-        return folder
+            folder.mkdir(parents=True, exist_ok=True)
+            self._claim(folder)
+            attempt = folder / f"attempt-{1 + len(list(folder.glob('attempt-*')))}"
+            attempt.mkdir()
+        return attempt
+
+    def abandoned(self, attempt: Path) -> list[Path]:
+        """Return the attempts of the same run that processes left behind when they died, oldest first."""
+        return sorted(set(attempt.parent.glob("attempt-*")) - {attempt}, key=lambda p: int(p.name.split("-")[1]))
+
+    def _claim(self, folder: Path) -> None:
+        me = psutil.Process()
+        claim = json.dumps({"pid": me.pid, "started": me.create_time()})
+        try:
+            with (folder / "owner.json").open("x", encoding="utf-8") as stream:
+                stream.write(claim)
+        except FileExistsError:
+            with suppress(OSError, ValueError, KeyError, psutil.Error):
+                owner = json.loads((folder / "owner.json").read_text(encoding="utf-8"))
+                if owner["pid"] != me.pid and psutil.Process(owner["pid"]).create_time() == owner["started"]:
+                    raise StoreError(
+                        f"{folder}: process {owner['pid']} is running this very run. Wait for it, or pass --out FOLDER."
+                    ) from None
+            (folder / "owner.json").write_text(claim, encoding="utf-8")
 
     def commit(self, attempt: Path, record: RunRecord) -> Path:
         """Write the record and the manifest into the attempt folder and move it to its place.

@@ -9,21 +9,21 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import os
 import random
 import signal
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cprbench.errors import CprbenchError, TrainingError
 from cprbench.meters.tree import AllocatorMeter
-from cprbench.runs.channel import Channel
+from cprbench.runs.channel import TRAINS, Channel
 from cprbench.runs.inspection import folder_of, inspect, labels_of, rates
 from cprbench.spec import BILLED_PHASES, Phase, RunSpec, TaskSpec, stream_seed
 
@@ -89,7 +89,7 @@ class _Session:
         self.recipe = self.spec.training
         self.folder = Path(job["folder"])
         self.history = (self.folder / "history.jsonl").open("w", encoding="utf-8", buffering=1)
-        self.work: Counter[Any] = Counter()
+        self.work = (self.folder / "work.jsonl").open("w", encoding="utf-8", buffering=1)
         self.flops = 0
         self.steps_done = 0
 
@@ -136,6 +136,7 @@ class _Session:
         else:
             prepared = method.prepare(self.loaded, context)
         self.trained = self._trained(prepared.trained_submodules, prepared.adapters)
+        self._tell_what_trains(prepared, labels)
 
         rest = self.batches[self.steps_done :]
         if not rest:
@@ -159,7 +160,6 @@ class _Session:
         trained = {n: p for n, p in self.loaded.model.named_parameters() if p.requires_grad}
         new_head = set(self.loaded.partition.new_head)
         self._save(trained)
-        self._write_work()
         return {
             "psi": {
                 "primary": self.task.primary,
@@ -202,6 +202,7 @@ class _Session:
         recipe = self.recipe
         if self.loaded.partition.new_head and recipe.select_warmup_steps:
             self.loaded.train_only(())
+            _seed_everything(stream_seed(self.spec.seed, "warm-up"))
             rate = method_class("head").learning_rates["encoder"]
             training.train(
                 self.loaded,
@@ -227,7 +228,8 @@ class _Session:
         )
 
     def _after_step(self, phase: Phase, trains: str) -> Callable[[int, float, Any], None]:
-        every = max(1, len(self.batches) // self.recipe.validations) if self.recipe.validations else 0
+        grid, steps = self.recipe.validations, len(self.batches)
+        validated = {math.ceil(steps * (i + 1) / grid) for i in range(grid)} | {steps}
 
         def after_step(step: int, loss: float, shape: Any) -> None:
             self._count(phase, trains, shape, backward=True)
@@ -240,8 +242,7 @@ class _Session:
                 "loss": loss,
                 "flops": self.flops,
             }
-            last = phase == "train" and self.steps_done == len(self.batches)
-            if self.held_out_items and (last or (every and self.steps_done % every == 0)):
+            if self.held_out_items and self.steps_done in validated:
                 row["validation"] = self._validate(adapted=phase == "train")
             self.history.write(json.dumps(row) + "\n")
             self.channel.send(
@@ -272,7 +273,7 @@ class _Session:
 
         found: dict[int, Any] = {}
         size = self.recipe.score_batch_size
-        for values, shape in training.score(self.loaded, self.objective, self.engine, items, size):
+        for values, shape in training.score(self.loaded, self.objective, items, size):
             self._count(phase, "method" if adapted else "nothing", shape, backward=False)
             found.update({i: scoring.predict(examples[i], v) for i, v in values})
             self.channel.send("progress", phase=phase, done=len(found), of=len(items))
@@ -294,23 +295,31 @@ class _Session:
 
         trains = trains if self.trained is not None or trains != "method" else "nothing"
         done = Pass(phase=phase, attempt=self.job["attempt"], backward=backward, trains=trains, **asdict(shape))  # type: ignore[arg-type]
-        self.work[done] += 1
+        self.work.write(done.line() + "\n")
         config = self.spec.model.config
         if phase in BILLED_PHASES and supported(config) is None:
             trained = self.trained or Trained(frozenset(), bool(self.loaded.partition.new_head))
             self.flops += pass_flops(config, self.spec.model.kind, self.loaded.labels, trained, done).total
 
-    def _write_work(self) -> None:
-        lines = [replace(done, times=times).line() for done, times in self.work.items()]
-        (self.folder / "work.jsonl").write_text("".join(line + "\n" for line in sorted(lines)), encoding="utf-8")
+    def _tell_what_trains(self, prepared: Any, labels: int | None) -> None:
+        """Write down what the passes of a method train, so that they can be counted even if this process dies."""
+        told = {
+            "trained_submodules": list(prepared.trained_submodules),
+            "adapters": None if prepared.adapters is None else dict(prepared.adapters),
+            "new_head": bool(self.loaded.partition.new_head),
+            "labels": labels,
+        }
+        (self.folder / TRAINS).write_text(json.dumps(told), encoding="utf-8")
 
     def _save(self, trained: Mapping[str, Any]) -> None:
         if self.job["save"] == "none":
             return
         from safetensors.torch import save_file
 
+        from cprbench.adapt.checkpoints import DELTA
+
         tensors = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
-        save_file(tensors, str(self.folder / "delta.safetensors"))
+        save_file(tensors, str(self.folder / DELTA))
         if self.job["save"] == "model":
             from cprbench.adapt.export import save_merged
 

@@ -22,8 +22,7 @@ def examples() -> tuple[Example, ...]:
 
 def score(loaded: models.LoadedModel, examples: tuple[Example, ...]) -> list[scoring.Prediction]:
     items = objectives.tokenize(loaded, examples, 48)
-    engine = training.Engine.start("fp32", bf16_is_fast=False)
-    batches = training.score(loaded, objectives.objective_for(loaded), engine, items, 8)
+    batches = training.score(loaded, objectives.objective_for(loaded), items, 8)
     found = {i: scoring.predict(examples[i], v) for values, _ in batches for i, v in values}
     return [found[i] for i in range(len(items))]
 

@@ -46,7 +46,7 @@ def inspected(
     )
     counts = {"train": train, "validation": validation, "test": 20}
     ref = TaskRef(name=task, version=1, data_sha256="d" * 64)
-    return Inspected(parse(TaskSpec, data, "tiny.toml"), ref, counts, model, SIZES, kind == "encoder")
+    return Inspected(parse(TaskSpec, data, "tiny.toml"), ref, counts, model, SIZES, kind == "encoder", 2)
 
 
 def suite(*arms: ArmSpec, **overrides: Any) -> SuiteSpec:
@@ -279,7 +279,7 @@ def test_limits_of_a_named_suite_rank_and_limits_of_the_command_line_make_a_smok
 
 def test_a_search_is_one_trial_per_rate_and_arm_on_the_seed_of_block_0() -> None:
     asked = suite(arm("full"), arm("lora"), blocks=3)
-    trials = plan_search(asked, [inspected()], arms_of(asked.arm), settings={}, rates=[1e-4, 1e-3])
+    trials = plan_search(asked, [inspected()], arms_of(asked.arm), settings={}, rates={"": [1e-4, 1e-3]})
     assert set(trials) == {("tiny", "minilm", "full"), ("tiny", "minilm", "lora")}
     for group in trials.values():
         assert [trial.spec.training.learning_rate for trial in group] == [1e-4, 1e-3]
@@ -290,7 +290,7 @@ def test_a_search_is_one_trial_per_rate_and_arm_on_the_seed_of_block_0() -> None
 def test_no_rate_is_searched_without_a_validation_split() -> None:
     asked = suite()
     with pytest.raises(SpecError, match="'tiny' has no validation split"):
-        plan_search(asked, [inspected(validation=0)], arms_of(asked.arm), settings={}, rates=[1e-4])
+        plan_search(asked, [inspected(validation=0)], arms_of(asked.arm), settings={}, rates={"": [1e-4]})
 
 
 # --- refusals ---------------------------------------------------------------------------------------
