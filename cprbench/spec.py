@@ -253,6 +253,7 @@ class Search(Frozen):
     trials: Count
     runs: list[str]
     learning_rates: list[float]
+    best_at_edge: bool = False  # the best of several rates is the least or the largest: the grid may be too narrow
 
 
 def _loop_of(spec: Any) -> str:

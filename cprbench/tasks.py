@@ -14,9 +14,9 @@ from cprbench.spec import SuiteSpec, TaskSpec, TrainingSpec
 
 
 def tasks_folder() -> Path:
-    """Return where task files live: CPRBENCH_TASKS, ./tasks, or tasks/ of the checkout or wheel."""
+    """Return where task files live: CPRBENCH_TASKS, ./tasks, or tasks/ of the checkout."""
     here = Path(__file__).resolve().parent
-    for folder in (os.environ.get("CPRBENCH_TASKS"), "tasks", here.parent / "tasks", here / "_tasks"):
+    for folder in (os.environ.get("CPRBENCH_TASKS"), "tasks", here.parent / "tasks"):
         if folder and any(Path(folder).glob("*.toml")):
             return Path(folder)
     raise SpecError("no task files found. Run from a checkout of cprbench, or set CPRBENCH_TASKS to its tasks/.")

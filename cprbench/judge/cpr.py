@@ -52,6 +52,7 @@ class ArmResult:
     trained_share: Figure
     trials: int  # of the learning-rate search; its cost stands in search_seconds
     search_seconds: Figure
+    search_at_edge: bool  # the best rate was the least or the largest tried
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ def _arm(
         },
         trained_share=_mean([_trained_share(r) for r in ok.values()], "not told" if ok else "no run ended well"),
         trials=len(trial_ids),
+        search_at_edge=any(r.search is not None and r.search.best_at_edge for r in ok.values()),
         search_seconds=_search_seconds(
             trial_ids, trials, {str(r.notes.get("learning_rate_from")) for r in ok.values()}
         ),

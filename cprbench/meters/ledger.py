@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cprbench.meters.carbon import CarbonFactors, co2_reading
+from cprbench.meters.carbon import JOULES_PER_KWH, CarbonFactors, co2_reading
 from cprbench.meters.cpu import modelled_cpu_readings, rapl_readings
 from cprbench.meters.energy import Cuts, NotMeasured, SpanKey, gpu_readings, reading, trapezoid
 from cprbench.meters.flops import Flops
@@ -14,7 +14,6 @@ from cprbench.meters.trace import Trace, Window
 from cprbench.spec import BILLED_PHASES, PHASES, Gamma, Reading
 
 _BYTE_SECONDS_PER_GB_HOUR = 1e9 * 3600
-JOULES_PER_KWH = 3.6e6
 #: memory basis -> the reading of its peak
 _PEAKS = {
     "rss": "peak_rss_bytes",

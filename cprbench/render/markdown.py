@@ -136,7 +136,7 @@ def _search(arm: ArmResult) -> str:
     if not arm.trials:
         return arm.search_seconds.why or ""
     seconds = f"{number(arm.search_seconds)} s" if arm.search_seconds.value is not None else arm.search_seconds.why
-    return f"{arm.trials} trials, {seconds}"
+    return f"{arm.trials} trials, {seconds}" + (", best at the grid's edge" if arm.search_at_edge else "")
 
 
 def _sources(records: Sequence[RunRecord]) -> list[str]:

@@ -116,8 +116,10 @@ def _best_rate(key: tuple[str, str, str], group: Sequence[Planned], found: Seque
     ]
     if not scored:
         raise SpecError(f"{key[2]} on {key[0]}: every learning rate of the search failed ({rates}).")
-    search = Search(trials=len(found), runs=[record.run_id for record in found], learning_rates=rates)
-    return search, min(scored)[1]
+    best = min(scored)[1]
+    edge = len(rates) > 1 and best in (min(rates), max(rates))
+    ids = [record.run_id for record in found]
+    return Search(trials=len(found), runs=ids, learning_rates=rates, best_at_edge=edge), best
 
 
 def inspect(task: TaskSpec, model: str, options: Options) -> Inspected:

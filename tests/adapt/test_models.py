@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from cprbench.adapt import models
 from cprbench.adapt.checkpoints import resolve
 from cprbench.errors import ModelError, OfflineError
+from cprbench.spec import ModelRef
 
 
 def test_the_partition_of_minilm_covers_every_parameter_once_and_leaves_the_new_head_apart(minilm2: Path) -> None:
@@ -102,3 +104,10 @@ def test_an_encoder_decoder_is_refused(minilm2: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text(config.replace("{", '{"is_encoder_decoder": true,', 1))
     with pytest.raises(ModelError, match="encoder-decoder"):
         resolve(str(folder), offline=True)
+
+
+def test_a_model_from_a_hub_is_found_again_by_its_revision() -> None:
+    digest = "a" * 64
+    given: dict[str, Any] = {"label": "x", "weights_sha256": digest, "parameters": 1, "kind": "causal", "config": {}}
+    assert ModelRef(source="org/name", revision="0123abc", **given).pinned == "org/name@0123abc"
+    assert ModelRef(source="minilm", revision=None, **given).pinned == "minilm"

@@ -325,3 +325,22 @@ def test_every_reading_has_a_value_with_its_source_or_a_reason() -> None:
         assert (reading.value is None) == (reading.source is None)
     quantities = [(r.phase, r.quantity) for r in found.readings]
     assert len(set(quantities)) == len(quantities)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ([(t, 1e9) for t in (0.0, 0.5, 9.0, 9.5)], "no sample for 8.5 s"),
+        ([(0.0, 1e9), (0.5, -1e9), (1.0, 1e9)], "which is no measurement"),
+        ([(20.0, 1e9), (20.5, 1e9)], "no sample of rss_bytes"),
+    ],
+    ids=["a silence", "below zero", "none inside"],
+)
+def test_memory_that_the_samples_do_not_carry_is_not_measured(values: list[tuple[float, float]], reason: str) -> None:
+    end = max(t for t, _ in values) if values[0][0] == 0.0 else 10.0
+    samples = [Sample(0.0, {}, "train", "start"), *(Sample(t, {"rss_bytes": v}) for t, v in values)]
+    bill = account(Trace([*samples, Sample(end, {}, "train", "end")]), "no run", cores=2, accelerators=0)
+    (found,) = (r for r in bill.readings if (r.phase, r.quantity) == ("train", "rss_byte_seconds"))
+    assert found.value is None
+    assert reason in str(found.why_missing)
+    assert bill.gamma.memory_gb_hours is None

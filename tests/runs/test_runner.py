@@ -275,3 +275,29 @@ def test_a_search_tries_every_rate_on_validation_only_and_the_run_names_its_tria
     assert record.search is not None
     assert record.search.trials == 2
     assert record.search.runs == [r.run_id for r in done.trials]
+
+
+def test_ctrl_c_ends_a_search_as_well(minilm2: Path, tmp_path: Path) -> None:
+    started: list[str] = []
+
+    def interrupt(planned: Planned, event: Mapping[str, Any]) -> None:
+        if event["event"] == "run":
+            started.append(planned.run_id)
+        if event["event"] == "step":
+            raise KeyboardInterrupt
+
+    rates = {"": (1e-4, 1e-3, 1e-2)}
+    done = run(
+        suite(minilm2, "full"), options=Options(out=tmp_path, search_rates=rates), settings=SMALL, observe=interrupt
+    )
+    assert done.interrupted
+    assert len(started) == len(done.trials) == 1
+    assert not done.records
+
+
+def test_trained_tensors_that_a_stored_run_lacks_are_not_promised(
+    minilm2: Path, run_arm: Arm, runs_folder: Path
+) -> None:
+    run_arm(minilm2, "head")
+    with pytest.raises(StoreError, match="stored without its trained tensors.*Pass another --out"):
+        run(suite(minilm2, "head"), options=Options(out=runs_folder, save="delta"), settings=SMALL)

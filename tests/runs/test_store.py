@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -325,3 +326,20 @@ def test_a_full_disk_is_named_and_leaves_finished_runs_and_no_half_one(small_dis
     filler.unlink()
     shelf.commit(attempt, second)
     assert len(load_runs(shelf.root).runs) == 2
+
+
+def test_a_run_that_a_living_process_has_claimed_is_left_to_it(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from cprbench.runs.store import Store\n"
+    code += "print(Store(Path(sys.argv[1])).begin('a' * 16), flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    theirs = Path(other.stdout.readline().strip())
+    shelf = Store(tmp_path)
+    with pytest.raises(StoreError, match=rf"process {other.pid} is running this very run"):
+        shelf.begin("a" * 16)
+    assert shelf.free_id("a" * 16) == "a" * 16 + "-2"
+    assert theirs.is_dir()
+    other.kill()
+    other.communicate()
+    mine = shelf.begin("a" * 16)  # a dead process has no claim, and what it left stays beside
+    assert (mine.name, shelf.abandoned(mine)) == ("attempt-2", [theirs])

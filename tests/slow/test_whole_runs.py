@@ -52,7 +52,7 @@ def test_pubmedqa_is_adapted_by_a_causal_model_and_by_an_encoder(model: str, rea
 def test_an_exported_model_loads_plainly_and_scores_the_same_psi(
     method: str, minilm2: Path, run_arm: Arm, runs_folder: Path, tmp_path: Path
 ) -> None:
-    record = run_arm(minilm2, method, save="delta", learning_rate=1e-3)
+    record = run_arm(minilm2, method, save="delta", learning_rate=1e-3, precision="bf16")
     export(runs_folder / record.run_id, tmp_path / "merged", offline=True)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
@@ -240,3 +240,26 @@ def test_a_trainer_script_is_measured_from_inside_and_from_outside(minilm2: Path
     text = cprbench("report", str(tmp_path / "runs")).stdout
     assert "| trainer |" in text
     assert "| trainer script |" in text
+
+
+def test_what_a_killed_parent_left_behind_is_billed_by_the_next_launch(minilm2: Path, tmp_path: Path) -> None:
+    settings = [word for key, value in (SMALL | {"epochs": 8}).items() for word in ("--set", f"training.{key}={value}")]
+    words = ["run", "movie-snippets", "--model", str(minilm2), "--method", "full", "--blocks", "1", *settings]
+    command = [sys.executable, "-m", "cprbench", *words, "--out", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not any(p.read_text().count("\n") > 3 for p in tmp_path.glob(".work/*/attempt-1/history.jsonl")):
+        assert time.monotonic() < deadline, "the run never trained"
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (found,) = load_runs(tmp_path).runs
+    record = found.record
+    assert record.attempts == 2
+    assert (record.seconds["billed"] or 0) > (record.seconds["billed_last_attempt"] or 0) > 0
+    flops = {r.attempt: r.value for r in record.readings if (r.phase, r.quantity) == ("billed", "flops")}
+    assert 0 < (flops[1] or 0) < (flops[2] or 0)
+    assert record.gamma.flops == (flops[1] or 0) + (flops[2] or 0)
+    assert not list(tmp_path.glob(".work/*/attempt-*"))
