@@ -6,6 +6,7 @@ log-likelihood of its tokens after the prompt. Logits are computed only where th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,19 +49,19 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(ABC):
     """A model kind's way to read items. Losses are means over examples of each example's own NLL."""
 
     model: nn.Module
     pad_id: int
 
+    @abstractmethod
     def loss(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
         """Return the mean loss of a batch and its shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_likelihoods(self, items: Sequence[Item]) -> tuple[list[list[float]], Shape]:
         """Return every choice's log-likelihood, per item, and the shape of the pass."""
-        raise NotImplementedError
 
     def _pad(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int, int]:
         """Return (ids, mask), both (batch, length) int64 on the model's device, with both token counts."""
