@@ -177,12 +177,14 @@ class _Launcher:
                 return before.record
         earlier = before.record if before is not None else None
         identity = self._shelf.next_id(planned.run_id)
+        bench = open_bench(self._options.metering)  # before the claim: a GPU in use leaves no attempt behind
         folder = self._shelf.begin(identity)
         attempt = earlier.attempts + 1 if earlier is not None else 1
         billed = list(earlier.readings) if earlier is not None else []
         for left in self._shelf.abandoned(folder):  # its parent died: what it cost is part of this run
-            billed += self._readings_of(planned, left, attempt)
-            attempt += 1
+            if spent := self._readings_of(planned, left, attempt, bench):
+                billed += spent
+                attempt += 1
         self._observe(planned, {"event": "run"})
         job = {
             "kind": "run",
@@ -196,7 +198,6 @@ class _Launcher:
             "folder": str(folder),
             "attempt": attempt,
         }
-        bench = open_bench(self._options.metering)
         try:
             outcome = run_child(
                 job,
@@ -221,7 +222,7 @@ class _Launcher:
         self._observe(planned, {"event": "done", "record": record, "reused": False})
         return record
 
-    def _readings_of(self, planned: Planned, folder: Path, attempt: int) -> list[Reading]:
+    def _readings_of(self, planned: Planned, folder: Path, attempt: int, bench: Bench) -> list[Reading]:
         """Return the readings of an attempt whose parent died before it could write a record."""
         samples = folder / store.SAMPLES
         if not samples.exists():
@@ -229,7 +230,9 @@ class _Launcher:
         trace, flops = Trace.load(samples).as_attempt(attempt), _flops(planned, folder)
         if not isinstance(flops, str):
             flops = {(phase, attempt): value for (phase, _), value in flops.items()}
-        return account(trace, flops, cores=hardware.bound_cores(), accelerators=0).readings
+        accelerators = bench.accelerators(bool(bench.gpu.devices))
+        carbon = self._options.metering.carbon
+        return account(trace, flops, cores=hardware.bound_cores(), accelerators=accelerators, carbon=carbon).readings
 
     def _record(
         self,

@@ -301,3 +301,16 @@ def test_trained_tensors_that_a_stored_run_lacks_are_not_promised(
     run_arm(minilm2, "head")
     with pytest.raises(StoreError, match="stored without its trained tensors.*Pass another --out"):
         run(suite(minilm2, "head"), options=Options(out=runs_folder, save="delta"), settings=SMALL)
+
+
+def test_an_attempt_that_never_started_is_no_attempt(minilm2: Path, tmp_path: Path) -> None:
+    def stop(planned: Planned, event: Mapping[str, Any]) -> None:
+        if event["event"] == "run":
+            raise RuntimeError("before the child exists")
+
+    with pytest.raises(RuntimeError):
+        run(suite(minilm2, "head"), options=Options(out=tmp_path), settings=SMALL, observe=stop)
+    assert list(tmp_path.glob(".work/*/attempt-1"))
+    (record,) = run(suite(minilm2, "head"), options=Options(out=tmp_path), settings=SMALL).records
+    assert (record.status, record.attempts) == ("ok", 1)
+    assert {reading.attempt for reading in record.readings} == {1}
