@@ -8,13 +8,32 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cprbench.errors import SpecError, did_you_mean
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
+
+
+def finite(value: Any) -> Any:
+    """Return `value` when no number in it is NaN or infinite; raises ValueError with the number otherwise."""
+    match value:
+        case float() if not math.isfinite(value):
+            raise ValueError(f"{value} is not a finite number")
+        case dict():
+            for part in value.values():
+                finite(part)
+        case list() | tuple():
+            for part in value:
+                finite(part)
+    return value
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Table = Annotated[dict[str, Any], AfterValidator(finite)]  # free keys; numbers are finite all the same
 
 
 class Frozen(BaseModel):
@@ -70,20 +89,6 @@ def _tag(model: Any) -> str | None:
     kind = getattr(model, "model_fields", {}).get("kind")
     tags = getattr(kind.annotation, "__args__", ()) if kind is not None else ()
     return tags[0] if tags else None
-
-
-def finite(value: Any) -> Any:
-    """Return `value` when no number in it is NaN or infinite; raises ValueError with the number otherwise."""
-    match value:
-        case float() if not math.isfinite(value):
-            raise ValueError(f"{value} is not a finite number")
-        case dict():
-            for part in value.values():
-                finite(part)
-        case list() | tuple():
-            for part in value:
-                finite(part)
-    return value
 
 
 def canonical_json(data: Any) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from cprbench.schema import Count, Frozen, Sha256, finite, sha256_of
+from cprbench.schema import Count, Finite, Frozen, Sha256, Table, sha256_of
 from cprbench.sources import ExampleSpec, Source, Splits
 
 RECORD_SCHEMA: Literal["cprbench.record/1"] = "cprbench.record/1"
@@ -26,8 +26,6 @@ RESOURCES = ("device_hours", "core_hours", "energy_kwh", "memory_gb_hours", "co2
 
 Scalar = bool | int | float | str | None
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Table = Annotated[dict[str, Any], AfterValidator(finite)]  # free keys; numbers are finite all the same
 Label = Annotated[str, Field(pattern=r"\S", max_length=200)]
 
 
