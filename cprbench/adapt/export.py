@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cprbench.adapt import models
 from cprbench.adapt.checkpoints import DELTA, resolve
-from cprbench.adapt.methods import Context, build_method
+from cprbench.adapt.methods import Context, build_method, method_class
 from cprbench.errors import ModelError, StoreError
 from cprbench.spec import RunSpec
 
@@ -36,10 +36,10 @@ def save_merged(
             f"{spec.model.weights_sha256[:16]}…. Name the model that was trained."
         )
     loaded = models.load(checkpoint, labels, spec.seed, spec.training.attention)
-    method = build_method(spec.method.name, spec.method.settings)
     merge = None
-    if not method.chooses:  # a chosen set is in the delta's own names: nothing is chosen again
-        merge = method.prepare(loaded, Context(spec.seed, dict)).merge
+    if getattr(method_class(spec.method.name), "adapts", False):  # else the delta has the model's own names
+        method = build_method(spec.method.name, spec.method.settings)
+        merge = method.prepare(loaded, Context(spec.seed)).merge
     unknown = sorted(set(delta) - {name for name, _ in loaded.model.named_parameters()})
     if unknown:
         raise StoreError(f"the delta holds tensors that the model lacks: {', '.join(unknown[:5])}.")

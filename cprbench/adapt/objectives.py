@@ -55,9 +55,18 @@ class Objective(ABC):
     model: nn.Module
     pad_id: int
 
-    @abstractmethod
     def loss(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
         """Return the mean loss of a batch and its shape."""
+        losses, shape = self.losses(items)
+        return losses.mean(), shape
+
+    @abstractmethod
+    def losses(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
+        """Return each example's own loss, (batch,), and the shape of the pass."""
+
+    @abstractmethod
+    def owners(self, items: Sequence[Item]) -> list[int]:
+        """Return the example of each row that enters the output layer in a pass of `losses`."""
 
     @abstractmethod
     def log_likelihoods(self, items: Sequence[Item]) -> tuple[list[list[float]], Shape]:
@@ -84,11 +93,15 @@ class Classification(Objective):
         logits = self.model(input_ids=ids, attention_mask=mask).logits.float()
         return logits, Shape(len(items), ids.shape[1], tokens, len(items), squared)
 
-    def loss(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
-        """Return the mean cross-entropy over the batch."""
+    def losses(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
+        """Return the cross-entropy of every example."""
         logits, shape = self._logits(items)
         answers = torch.tensor([item.answer for item in items], device=logits.device)
-        return functional.cross_entropy(logits, answers), shape
+        return functional.cross_entropy(logits, answers, reduction="none"), shape
+
+    def owners(self, items: Sequence[Item]) -> list[int]:
+        """Return one row per example."""
+        return list(range(len(items)))
 
     def log_likelihoods(self, items: Sequence[Item]) -> tuple[list[list[float]], Shape]:
         """Return the log-softmax of the head's outputs."""
@@ -115,10 +128,14 @@ class ChoiceLikelihood(Objective):
         shape = Shape(len(sequences), ids.shape[1], tokens, len(rows), squared)
         return list(torch.split(found, [len(choice) for _, choice in sequences])), shape
 
-    def loss(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
-        """Return the mean over examples of the mean NLL of the right choice's tokens."""
+    def losses(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
+        """Return for every example the mean NLL of its right choice's tokens."""
         found, shape = self._token_log_likelihoods([(item.ids, item.choices[item.answer]) for item in items])
-        return -torch.stack([tokens.mean() for tokens in found]).mean(), shape
+        return -torch.stack([tokens.mean() for tokens in found]), shape
+
+    def owners(self, items: Sequence[Item]) -> list[int]:
+        """Return a row per token of each right choice."""
+        return [row for row, item in enumerate(items) for _ in item.choices[item.answer]]
 
     def log_likelihoods(self, items: Sequence[Item]) -> tuple[list[list[float]], Shape]:
         """Return the summed log-likelihood of every choice's tokens."""

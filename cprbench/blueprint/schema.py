@@ -7,6 +7,7 @@ recommended share of parameters (paper, sections 4.1 and 5, appendix A.1).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -16,6 +17,8 @@ from cprbench.schema import Count, Frozen, Sha256, Share, Table
 BLUEPRINT_SCHEMA: Literal["cprbench.blueprint/1"] = "cprbench.blueprint/1"
 #: The domain whose shares all `domain_tags` are relative to.
 GENERAL = "general"
+#: What the making of a blueprint is measured in.
+COSTS = ("device_hours", "energy_kwh", "memory_gb_hours", "co2_kg", "flops")
 #: More submodules than any model has; a file with more is refused before it is looked at.
 MAX_LAYERS = 10_000
 
@@ -77,6 +80,8 @@ class Layer(Frozen):
     k_star: Share | None = None
     domain_tags: dict[Tag, NotNegative] = {}
     parameters: Annotated[int, Field(gt=0)] | None = None
+    parameter_names: Annotated[list[str], Field(max_length=10_000)] = []  # of the live model; tied tensors once
+    linears: Annotated[list[str], Field(max_length=10_000)] = []  # modules of this submodule that multiply matrices
     example_norm: NotNegative | None = None
     domains: dict[Tag, Norms] = {}
     fit: Fit | None = None
@@ -134,7 +139,7 @@ class Concentration(Frozen):
 
 
 class CostFit(Frozen):
-    """C(k) = fixed_cost + cost_per_parameter * k * N per training step (paper, eq. 10), fitted to measured steps."""
+    """C(k) = (fixed_cost + cost_per_parameter * k) * N per training step (paper, eq. 10), fitted to measured steps."""
 
     resource: Literal["seconds", "flops", "memory_bytes"]
     fixed_cost: NotNegative
@@ -191,7 +196,7 @@ class Blueprint(Frozen):
     schema_: Annotated[Literal["cprbench.blueprint/1"] | None, Field(alias="schema")] = None
     model_id: Annotated[str, Field(min_length=1, max_length=300)]
     training_checkpoint: Annotated[float, Field(gt=0, le=1)]
-    layers: Annotated[list[Layer], Field(min_length=1)]
+    layers: Annotated[list[Layer], Field(min_length=1, max_length=MAX_LAYERS)]
     model: ModelInfo | None = None
     measurement: Measurement | None = None
     domains: list[DomainInfo] = []
@@ -222,4 +227,32 @@ class Blueprint(Frozen):
 
     def lacks(self) -> list[str]:
         """Return what this file cannot tell, one sentence each; empty for a file that tells everything."""
-        return []
+        total, model, curves = len(self.layers), self.model, self.concentration
+        own = [layer.domains.get(self.reference or "") for layer in self.layers]
+
+        def without(what: str, known: Iterable[object]) -> str | None:
+            missing = sum(not present for present in known)
+            return f"{missing} of {total} submodules have no {what}." if missing else None
+
+        unpaid = [name for name in COSTS if self.made is None or getattr(self.made, name) is None]
+        found = (
+            None if model else "It does not say which weights were measured (model.weights_sha256).",
+            "It does not say which revision was measured (model.revision)." if model and not model.revision else None,
+            None if self.measurement else "It does not say how gradients were taken (measurement): no blending.",
+            None if self.domains else "It does not say on which data gradients were taken (domains).",
+            without("parameters (its size)", (layer.parameters for layer in self.layers)),
+            without("gradient_norm_ci (how sure its norm is)", (n and n.gradient_norm_ci for n in own)),
+            without("example_norm", (layer.example_norm is not None for layer in self.layers)),
+            without("alpha (rank-size exponent)", (layer.alpha for layer in self.layers)),
+            without("fit (evidence for its alpha)", (layer.fit for layer in self.layers)),
+            without("mass_curve", (layer.mass_curve for layer in self.layers)),
+            without("k_star and no reason why", (x.k_star is not None or x.k_star_why for x in self.layers)),
+            None if curves and curves.scalar_mass_curve else "It has no curve of scalar mass (concentration).",
+            None if curves and curves.pick_curve else "It has no pick curve (concentration): no k follows from it.",
+            None if self.cost else "It has no cost model (cost): k_star cannot be recomputed.",
+            None if self.step_cost else "It has no measured step (step_cost): picking per cost is not possible.",
+            None if self.k_star is not None or self.k_star_why else "It has no k_star and does not say why.",
+            None if self.privacy else "It says nothing on the privacy of its data (privacy).",
+            f"It does not say what its making cost: {', '.join(unpaid)} (made)." if unpaid else None,
+        )
+        return [sentence for sentence in found if sentence]

@@ -14,25 +14,27 @@ with which the tests compare.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cprbench.errors import ModelError, SpecError, StoreError, did_you_mean
 from cprbench.schema import canonical_json
 
 Kind = Literal["encoder", "causal"]
-Trains = Literal["nothing", "head", "all", "method"]
+Trains = Literal["nothing", "head", "all", "method", "activations"]
 
 
 @dataclass(frozen=True)
 class Pass:
     """One line of work.jsonl: a batch that went through the model, `times` times with the same shape.
 
-    `trains` says which tensors had gradients: "nothing", "head" (the new head), "all", or "method" (what the
-    method trains). Adapters are in the model in "method" passes and in no other, so a pass under no_grad
-    through a model with adapters is backward=False with trains="method". A forward that is repeated by
-    gradient checkpointing is a pass of its own with backward=False.
+    `trains` says which tensors had gradients: "nothing", "head" (the new head), "all", "method" (what the method
+    trains), or "activations" (what the embeddings give and all that follows from it, but no weight: a probe).
+    Adapters are in the model in "method" passes and in no other, so a pass under no_grad through a model with
+    adapters is backward=False with trains="method". A forward that is repeated by gradient checkpointing is a
+    pass of its own with backward=False.
     """
 
     phase: str
@@ -45,14 +47,15 @@ class Pass:
     scored: int  # rows that enter the output layer: the batch (encoder), positions with logits (causal)
     times: int = 1
     squared: int | None = None  # sum over sequences of (real tokens)^2; None: taken as tokens^2 / batch
+    extra_flops: int = 0  # of matrix products beside the model's own, as counted by the code that made them
 
     def __post_init__(self) -> None:
-        for name in ("attempt", "batch", "length", "tokens", "scored", "times"):
-            value, least = getattr(self, name), 0 if name in ("tokens", "scored") else 1
+        for name in ("attempt", "batch", "length", "tokens", "scored", "times", "extra_flops"):
+            value, least = getattr(self, name), 0 if name in ("tokens", "scored", "extra_flops") else 1
             if type(value) is not int or value < least:
                 raise SpecError(f"pass: {name} is {value!r}; it is a whole number of at least {least}.")
-        if self.trains not in ("nothing", "head", "all", "method"):
-            raise SpecError(f"pass: trains is {self.trains!r}; it is nothing, head, all or method.")
+        if self.trains not in get_args(Trains):
+            raise SpecError(f"pass: trains is {self.trains!r}; it is one of {', '.join(get_args(Trains))}.")
         if type(self.backward) is not bool or not isinstance(self.phase, str):
             raise SpecError(f"pass: phase {self.phase!r} is a name and backward {self.backward!r} true or false.")
         if self.tokens > self.batch * self.length:
@@ -63,7 +66,8 @@ class Pass:
 
     def line(self) -> str:
         """Return the line of work.jsonl."""
-        return canonical_json({name: value for name, value in asdict(self).items() if value is not None})
+        unsaid = {"squared": None, "extra_flops": 0}
+        return canonical_json({name: v for name, v in asdict(self).items() if unsaid.get(name, ...) != v})
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Pass:
@@ -82,11 +86,15 @@ class Trained:
     `new_head`. With `lora`, these cells' own tensors stay frozen, and each linear that `lora` names has an
     adapter of that rank in every layer whose cell is in `cells`. Names are a linear's dotted name inside its
     layer: "attention.self.query", "mlp.gate_proj", "attn.c_attn".
+
+    `tensors` says exactly which own tensors train, by cell, and then no others do, with `lora` or without: names
+    of parameters, inside their layer ("attention.self.query.bias") or whole as the live model has them.
     """
 
     cells: frozenset[str]
     new_head: bool
     lora: Mapping[str, int] | None = None
+    tensors: Mapping[str, Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,7 @@ class _Family:
     ffn: tuple[str, ...]
     norm_first: bool = False  # each cell normalises its input, not its output
     pooler: bool = False  # a pooler of the model (cell "head") stands before the new classifier
+    table: str = "embed_tokens"  # the input table, which a tied lm_head multiplies with
 
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -139,7 +148,9 @@ _FAMILIES = {
     "camembert": _ROBERTA,
     "distilbert": _Family("encoder", _DISTILBERT_KEYS, _DISTILBERT_ATTN, ("ffn.lin1", "ffn.lin2")),
     "gemma": replace(_LLAMA, keys=(*_LLAMA_KEYS, "head_dim")),
-    "gpt2": _Family("causal", _GPT2_KEYS, ("attn.c_attn", "attn.c_proj"), ("mlp.c_fc", "mlp.c_proj"), True),
+    "gpt2": _Family(
+        "causal", _GPT2_KEYS, ("attn.c_attn", "attn.c_proj"), ("mlp.c_fc", "mlp.c_proj"), True, table="wte"
+    ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -172,9 +183,14 @@ def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Linear:
-    name: str  # inside its layer; outside of layers the cell of its weight, "new" for the new task head
+    name: str  # inside its layer
     inputs: int
     outputs: int
+
+    @property
+    def tensors(self) -> tuple[str, str, str]:
+        """Its weight, its bias and the norm on its output: Qwen3 has one on queries and one on keys."""
+        return f"{self.name}.weight", f"{self.name}.bias", f"{self.name.replace('_proj', '_norm')}.weight"
 
 
 @dataclass(frozen=True)
@@ -186,7 +202,7 @@ class _Plan:
     width: int  # heads x head size: what a pair of positions multiplies, once for scores, once for context
     attn: tuple[_Linear, ...]  # query, key and value (or all in one), then output
     ffn: tuple[_Linear, ...]
-    rows: tuple[_Linear, ...]  # pooler and classifier, or lm_head
+    rows: tuple[tuple[str, _Linear], ...]  # pooler and classifier, or lm_head, each with the cell of its weight
 
     def walk(self) -> Iterator[tuple[str, tuple[_Linear, ...]]]:
         """Yield (cell, its linears) in execution order."""
@@ -215,11 +231,17 @@ def _plan(config: Mapping[str, Any], kind: Kind, labels: int | None) -> _Plan:
     attn.append(_Linear(family.attn[-1], width, hidden))
     ffn = [*(_Linear(name, hidden, feed) for name in family.ffn[:-1]), _Linear(family.ffn[-1], feed, hidden)]
     if kind == "causal":
-        rows = [_Linear("embed" if config["tie_word_embeddings"] else "head", hidden, config["vocab_size"])]
+        tied = config["tie_word_embeddings"]
+        lm_head = _Linear(family.table if tied else "lm_head", hidden, config["vocab_size"])
+        rows = [("embed" if tied else "head", lm_head)]
     else:
-        pooler = _Linear("head" if family.pooler else "new", hidden, hidden)
-        rows = [pooler, _Linear("new", hidden, labels or 0)]
+        pooler = _Linear("pooler.dense", hidden, hidden)
+        rows = [("head" if family.pooler else "new", pooler), ("new", _Linear("classifier", hidden, labels or 0))]
     return _Plan(layers, family.norm_first, width, tuple(attn), tuple(ffn), tuple(rows))
+
+
+#: A norm's tensor, in a cell's names: "ln_1.bias", "output.LayerNorm.weight", but not Qwen3's "q_norm.weight".
+_NORM = re.compile(r"(?<!\bq_)(?<!\bk_)norm\.(weight|bias)$|\bln_\w\.(weight|bias)$", re.IGNORECASE)
 
 
 # --- the count --------------------------------------------------------------------------------------
@@ -240,12 +262,7 @@ def count(
 ) -> dict[tuple[str, int], Flops]:
     """Return the FLOPs of all passes by (phase, attempt). Raises what `pass_flops` raises."""
     plan = _plan(config, kind, labels)
-    for cell in sorted(trained.cells - plan.cells()):
-        raise SpecError(f"the model has no submodule {cell!r}. {did_you_mean(cell, plan.cells())}")
-    linears = {linear.name for linear in (*plan.attn, *plan.ffn)}
-    for name, rank in (trained.lora or {}).items():
-        if name not in linears or rank < 1:
-            raise SpecError(f"no adapter of rank {rank} fits {name!r}. {did_you_mean(name, linears)}")
+    _check(plan, trained)
     rates: dict[tuple[Trains, bool], _Rates] = {}
     found: dict[tuple[str, int], Flops] = {}
     for p in passes:
@@ -253,6 +270,23 @@ def count(
             rates[p.trains, p.backward] = _rates(plan, trained, p.trains, p.backward)
         found[p.phase, p.attempt] = found.get((p.phase, p.attempt), Flops()) + rates[p.trains, p.backward].of(p)
     return found
+
+
+def _check(plan: _Plan, trained: Trained) -> None:
+    """Raise SpecError for cells, linears and tensors that the model does not have."""
+    own = trained.tensors or {}
+    for cell in sorted({*trained.cells, *own} - plan.cells()):
+        raise SpecError(f"the model has no submodule {cell!r}. {did_you_mean(cell, plan.cells())}")
+    linears = {linear.name for linear in (*plan.attn, *plan.ffn)}
+    for name, rank in (trained.lora or {}).items():
+        if name not in linears or rank < 1:
+            raise SpecError(f"no adapter of rank {rank} fits {name!r}. {did_you_mean(name, linears)}")
+    inside = dict(plan.walk()) | {cell: (linear,) for cell, linear in plan.rows}
+    for cell, names in own.items():
+        known = [tensor for linear in inside.get(cell, ()) for tensor in linear.tensors]
+        for name in names:
+            if cell != "embed" and not _has([name], *known) and not _norm([name]):
+                raise SpecError(f"submodule {cell!r} has no tensor {name!r}. {did_you_mean(name, known)}")
 
 
 @dataclass(frozen=True)
@@ -267,49 +301,68 @@ class _Rates:
         positions, pairs = p.batch * p.length, p.batch * p.length**2
         real_pairs = -(-(p.tokens**2) // p.batch) if p.squared is None else p.squared
         padding = self.position * (positions - p.tokens) + self.pair * (pairs - real_pairs)
-        total = self.position * positions + self.pair * pairs + self.row * p.scored
+        total = self.position * positions + self.pair * pairs + self.row * p.scored + p.extra_flops
         return Flops(p.times * total, p.times * padding)
+
+
+#: The tensors of a cell that train, by name; None: all of them.
+_Own = Sequence[str] | None
 
 
 def _rates(plan: _Plan, trained: Trained, trains: Trains, backward: bool) -> _Rates:
     """Walk the model in execution order; `live`: the hidden states have gradients at this place."""
     method = trains == "method"
     ranks = trained.lora or {} if method else {}
-    own = plan.cells() if trains == "all" else trained.cells if method and trained.lora is None else frozenset()
-    new_head = trained.new_head if method else trains in ("head", "all")
-    live = "embed" in own
+    own: dict[str, _Own] = {}
+    if method and trained.tensors is not None:
+        own.update(trained.tensors)
+    elif trains == "all" or (method and trained.lora is None):
+        own.update(dict.fromkeys(plan.cells() if trains == "all" else trained.cells))
+    if trained.new_head if method else trains in ("head", "all"):
+        own["new"] = None
+    table = own.get("embed", ())
+    live = trains == "activations" or table is None or bool(table)
     position = pair = row = 0
     for cell, linears in plan.walk():
-        weights, adapters = cell in own, ranks if cell in trained.cells else {}
-        reads = live or (weights and plan.norm_first)
+        part, adapters = own.get(cell, ()), ranks if cell in trained.cells else {}
+        reads = live or (plan.norm_first and _norm(part))
         made = []  # which outputs of the reading linears have gradients
         for linear in linears[:-1]:
-            cost, grad = _product(linear, reads, weights, adapters.get(linear.name, 0), backward)
+            cost, grad = _product(linear, reads, part, adapters.get(linear.name, 0), backward)
             position += cost
             made.append(grad)
         if linears is plan.attn:
             query, key, value = made if len(made) == 3 else made * 3
             pair += 2 * plan.width * (2 + backward * (query + key + (query or key) + value))
-        cost, grad = _product(linears[-1], any(made), weights, adapters.get(linears[-1].name, 0), backward)
+        cost, grad = _product(linears[-1], any(made), part, adapters.get(linears[-1].name, 0), backward)
         position += cost
-        live = live or grad
-    live = live or (plan.norm_first and "head" in own)  # the final norm
-    for linear in plan.rows:
-        weights = new_head if linear.name == "new" else linear.name in own
-        cost, live = _product(linear, live, weights, 0, backward)
+        live = live or grad or (not plan.norm_first and _norm(part))
+    live = live or (plan.norm_first and _norm(own.get("head", ())))  # the final norm
+    for cell, linear in plan.rows:
+        cost, live = _product(linear, live, own.get(cell, ()), 0, backward)
         row += cost
     if backward and not live:
         raise SpecError(f"a backward pass in which nothing has gradients cannot have run (trains={trains!r}).")
     return _Rates(position, pair, row)
 
 
-def _product(linear: _Linear, reads: bool, weights: bool, rank: int, backward: bool) -> tuple[int, bool]:
+def _product(linear: _Linear, reads: bool, part: _Own, rank: int, backward: bool) -> tuple[int, bool]:
     """Return the FLOPs per row of a linear with its adapter, and whether its output has gradients.
 
-    `reads`: its input has gradients; `weights`: its weight trains; `rank`: of its adapter, 0 without one.
+    `reads`: its input has gradients; `part`: what trains in its cell; `rank`: of its adapter, 0 without one.
     """
     once, down, up = 2 * linear.inputs * linear.outputs, 2 * linear.inputs * rank, 2 * rank * linear.outputs
+    weights = _has(part, linear.tensors[0])
     cost = once + down + up
     if backward:
         cost += once * (reads + weights) + down * (reads + 1) + up * 2
-    return cost, reads or weights or rank > 0
+    return cost, reads or rank > 0 or _has(part, *linear.tensors)
+
+
+def _has(part: _Own, *ends: str) -> bool:
+    return part is None or any(f".{name}".endswith(f".{end}") for name in part for end in ends)
+
+
+def _norm(part: _Own) -> bool:
+    """Return whether a norm over the hidden states trains."""
+    return part is None or any(_NORM.search(name) for name in part)

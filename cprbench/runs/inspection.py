@@ -39,6 +39,7 @@ def inspect(job: Mapping[str, Any]) -> dict[str, Any]:
             "config": sizes(checkpoint.config),
         },
         "sizes": dict(partition.sizes),
+        "tensors": dict(partition.parameters),
         "new_head": len(partition.new_head),
     }
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import cprbench
-from cprbench.adapt.methods import Method, arm_label, build_method, settings_of
+from cprbench.adapt.methods import PIN, Method, Target, arm_label, build_method, pinned
 from cprbench.adapt.selection import check_selection
 from cprbench.errors import SpecError, TrainingError, did_you_mean
 from cprbench.schema import sha256_of
@@ -42,13 +43,21 @@ class Inspected:
     sizes: Mapping[str, int]  # submodule -> parameters
     has_new_head: bool
     labels: int | None  # outputs of a new head
+    tensors: Mapping[str, Sequence[str]] = field(default_factory=dict)  # submodule -> names of its parameters
 
     @classmethod
     def of(cls, task: TaskSpec, found: Mapping[str, Any]) -> Inspected:
         """Return the answer of an inspecting child as an Inspected."""
         ref = TaskRef(name=task.name, version=task.version, data_sha256=found["data_sha256"])
         model = ModelRef.model_validate(found["model"])
-        return cls(task, ref, found["counts"], model, found["sizes"], bool(found["new_head"]), found["labels"])
+        new_head = bool(found["new_head"])
+        return cls(task, ref, found["counts"], model, found["sizes"], new_head, found["labels"], found["tensors"])
+
+    @property
+    def target(self) -> Target:
+        """What a method may know before it is planned."""
+        model = self.model
+        return Target(model.kind, self.sizes, self.tensors, model.weights_sha256, model.revision, model.label)
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ class Planned:
     rate_from: Literal["given", "searched", "declared"] = "declared"
     has_new_head: bool = False
     labels: int | None = None
+    files: Mapping[str, str] = field(default_factory=dict)  # setting of the method -> path on this machine
 
 
 def arms_of(specs: Sequence[ArmSpec]) -> list[Arm]:
@@ -97,8 +107,8 @@ def arms_of(specs: Sequence[ArmSpec]) -> list[Arm]:
         lists = {key: value if isinstance(value, list) else [value] for key, value in spec.settings.items()}
         for values in itertools.product(*lists.values()):
             arm = Arm(build_method(spec.method, dict(zip(lists, values, strict=True))), spec.selection)
-            if arm in arms:
-                raise SpecError(f"arm {arm.label!r} is listed twice. Leave one out.")
+            if any(arm.label == other.label for other in arms):
+                raise SpecError(f"arm {arm.label!r} is listed twice. Leave one out, or give its file another name.")
             arms.append(arm)
     return arms
 
@@ -162,7 +172,7 @@ def _planned(
     rates: Mapping[tuple[str, str, str], float],
     role: Role | None = None,
 ) -> Planned:
-    arm.method.check(found.model.kind, found.sizes, sum(found.sizes.values()))
+    arm.method.check(found.target)
     key = (found.task.name, found.model.source, arm.label)
     own = {key: value for key, value in settings.items() if key in ("max_examples", "eval_items")}
     limits = suite.limits.model_dump(exclude_none=True)
@@ -174,7 +184,8 @@ def _planned(
         recipe = recipe.model_copy(update={"learning_rate": rate})
     _check_examples(found, recipe)
     seed = block_seed(found.task.name, found.task.version, found.model.weights_sha256, block)
-    method = Choice(name=arm.method.name, settings=settings_of(arm.method))
+    settings_of_method, files = pinned(arm.method)
+    method = Choice(name=arm.method.name, settings=settings_of_method)
     selection = Choice(name=arm.selection)
     spec = RunSpec(
         task=found.task_ref, model=found.model, method=method, selection=selection, seed=seed, training=recipe
@@ -197,6 +208,7 @@ def _planned(
         rate_from=rate_from,
         has_new_head=found.has_new_head,
         labels=found.labels,
+        files=files,
     )
 
 
@@ -213,10 +225,12 @@ def _check_examples(found: Inspected, recipe: TrainingSpec) -> None:
 def run_id(spec: RunSpec, block: int, role: str) -> str:
     """Return the id of a run: a hash of what can change its result, of its block and of our minor version.
 
-    The model counts by its weights, not by the path or name under which it was found; hardware is not in it.
+    Model and files count by their content, not by the path or name under which they were found; hardware is not in it.
     """
     content = spec.model_dump(mode="json")
     content["model"] = {"weights_sha256": spec.model.weights_sha256, "kind": spec.model.kind}
+    settings = content["method"]["settings"]
+    content["method"]["settings"] = {k: v for k, v in settings.items() if f"{k}{PIN}" not in settings}
     minor = ".".join(cprbench.__version__.split(".")[:2])
     return sha256_of({"spec": content, "block": block, "role": role, "version": minor})[:16]
 
@@ -239,7 +253,8 @@ def read_settings(pairs: Sequence[str]) -> dict[str, dict[str, list[Scalar]]]:
             raise SpecError(f"--set {pair!r}: unknown room {room!r}. {did_you_mean(room, rooms)}")
         if room == "select":
             room, key = "training", f"select_{key}"
-        values = [_scalar(part) for part in text.split(",")]
+        # A part with an equals sign goes on with the value before it: partial.budget=memory=8GiB,time=0.5 is one.
+        values = [_scalar(part) for part in re.split(r",(?![a-z]+=)", text)]
         if room == "training" and len(values) > 1:
             raise SpecError(f"--set {pair!r}: the recipe is the same for all arms, so it takes one value.")
         if room == "training" and key not in TrainingSpec.model_fields:

@@ -191,6 +191,7 @@ class _Launcher:
             "spec": planned.spec.model_dump(mode="json"),
             "task": planned.task.model_dump(mode="json"),
             "model": planned.spec.model.pinned,
+            "files": dict(planned.files),
             "role": planned.role,
             "data": None if self._options.data is None else str(self._options.data),
             "offline": self._options.offline,
@@ -292,6 +293,7 @@ class _Launcher:
             selected_examples=result.get("selected_examples"),
             selection_sha256=result.get("selection_sha256"),
             batches_sha256=result.get("batches_sha256"),
+            blueprint=planned.spec.method.settings.get("blueprint_sha256"),
             notes={"learning_rate_from": planned.rate_from, **result.get("notes", {})},
         )
 
@@ -308,7 +310,8 @@ def _flops(planned: Planned, folder: Path) -> dict[tuple[str, int], Flops] | str
     passes = [Pass.parse(json.loads(line)) for line in lines]
     if told.exists():
         known = json.loads(told.read_text(encoding="utf-8"))
-        trained = Trained(frozenset(known["trained_submodules"]), known["new_head"], known["adapters"])
+        cells = frozenset(known["trained_submodules"])
+        trained = Trained(cells, known["new_head"], known["adapters"], known.get("tensors"))
         return count(model.config, model.kind, known["labels"], trained, passes)
     if any(done.trains == "method" for done in passes):
         return "the child ended before it told what its passes train"

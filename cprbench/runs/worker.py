@@ -57,7 +57,7 @@ def main(job_path: str, read_fd: int, write_fd: int) -> None:
             case "rates":
                 result = rates()
             case _:
-                result = _Session(job, channel).run()
+                result = Session(job, channel).run()
         channel.send("result", result=result)
     except CprbenchError as error:
         channel.send("error", status="failed", kind=type(error).__name__, message=str(error))
@@ -78,7 +78,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-class _Session:
+class Session:
     """One run from loading to the final score."""
 
     def __init__(self, job: Mapping[str, Any], channel: Channel) -> None:
@@ -97,8 +97,9 @@ class _Session:
         """Return what the record keeps of this run besides its costs."""
         from cprbench.adapt import data, models, objectives, training
         from cprbench.adapt.checkpoints import resolve
-        from cprbench.adapt.methods import Context, build_method
+        from cprbench.adapt.methods import build_pinned
         from cprbench.meters import hardware
+        from cprbench.runs.measuring import Measuring
 
         spec, recipe, channel = self.spec, self.recipe, self.channel
         _seed_everything(spec.seed)
@@ -128,14 +129,14 @@ class _Session:
 
         is_search = self.job["role"] == "search"  # the test split is for the chosen rate only
         base = None if is_search else self._score_test("base_predictions.jsonl", adapted=False)
-        method = build_method(spec.method.name, spec.method.settings)
-        context = Context(spec.seed, measure_norms=lambda: self._measure_norms(train_items))
+        method = build_pinned(spec.method.name, spec.method.settings, self.job["files"])
+        context = Measuring(self, train_items).context()
         if method.chooses:
             with channel.phase("select"):
                 prepared = method.prepare(self.loaded, context)
         else:
             prepared = method.prepare(self.loaded, context)
-        self.trained = self._trained(prepared.trained_submodules, prepared.adapters)
+        self.trained = self._trained(prepared)
         self._tell_what_trains(prepared, labels)
 
         rest = self.batches[self.steps_done :]
@@ -154,7 +155,7 @@ class _Session:
                 rest,
                 recipe,
                 rate,
-                self._after_step("train", "method"),
+                self.after_step("train", "method"),
             )
         final = None if is_search else self._score_test("predictions.jsonl", adapted=True)
         trained = {n: p for n, p in self.loaded.model.named_parameters() if p.requires_grad}
@@ -193,46 +194,12 @@ class _Session:
 
     last_validation: dict[str, float] | None = None
 
-    def _measure_norms(self, items: Sequence[Any]) -> dict[str, float]:
-        """Warm the new head, if there is one, then measure gradient norms on random training batches."""
-        from cprbench.adapt import training
-        from cprbench.adapt.gradients.measure import submodule_norms
-        from cprbench.adapt.methods import method_class
-
-        recipe = self.recipe
-        if self.loaded.partition.new_head and recipe.select_warmup_steps:
-            self.loaded.train_only(())
-            _seed_everything(stream_seed(self.spec.seed, "warm-up"))
-            rate = method_class("head").learning_rates["encoder"]
-            training.train(
-                self.loaded,
-                self.objective,
-                self.engine,
-                self.batches[: recipe.select_warmup_steps],
-                recipe,
-                rate,
-                self._after_step("select", "head"),
-                constant_rate=True,
-            )
-        draw = random.Random(stream_seed(self.spec.seed, "probe"))
-        size = min(len(items), recipe.select_batches * recipe.select_batch_size)
-        chosen = draw.sample(list(items), size)
-        step = recipe.select_batch_size
-        probes = [chosen[i : i + step] for i in range(0, size, step)]
-        return submodule_norms(
-            self.loaded,
-            self.objective,
-            self.engine,
-            probes,
-            lambda shape: self._count("select", "all", shape, backward=True),
-        )
-
-    def _after_step(self, phase: Phase, trains: str) -> Callable[[int, float, Any], None]:
+    def after_step(self, phase: Phase, trains: str) -> Callable[[int, float, Any], None]:
         grid, steps = self.recipe.validations, len(self.batches)
         validated = {math.ceil(steps * (i + 1) / grid) for i in range(grid)} | {steps}
 
         def after_step(step: int, loss: float, shape: Any) -> None:
-            self._count(phase, trains, shape, backward=True)
+            self.count(phase, trains, shape, backward=True)
             self.steps_done += 1
             row: dict[str, Any] = {
                 "step": self.steps_done,
@@ -274,7 +241,7 @@ class _Session:
         found: dict[int, Any] = {}
         size = self.recipe.score_batch_size
         for values, shape in training.score(self.loaded, self.objective, items, size):
-            self._count(phase, "method" if adapted else "nothing", shape, backward=False)
+            self.count(phase, "method" if adapted else "nothing", shape, backward=False)
             found.update({i: scoring.predict(examples[i], v) for i, v in values})
             self.channel.send("progress", phase=phase, done=len(found), of=len(items))
         return [found[i] for i in range(len(items))]
@@ -283,18 +250,25 @@ class _Session:
 
     trained: Any = None
 
-    def _trained(self, cells: Sequence[str], adapters: Mapping[str, int] | None) -> Any:
+    def _trained(self, prepared: Any) -> Any:
         from cprbench.meters.flops import Trained
 
         new_head = bool(self.loaded.partition.new_head)
-        return Trained(frozenset(cells), new_head, None if adapters is None else dict(adapters))
+        return Trained(frozenset(prepared.trained_submodules), new_head, prepared.adapters, prepared.tensors)
 
-    def _count(self, phase: Phase, trains: str, shape: Any, *, backward: bool) -> None:
+    def count(self, phase: Phase, trains: str, shape: Any, *, backward: bool, extra: int = 0) -> None:
         """Enter a pass into work.jsonl and, where it is billed, into the running FLOPs."""
         from cprbench.meters.flops import Pass, Trained, pass_flops, supported
 
         trains = trains if self.trained is not None or trains != "method" else "nothing"
-        done = Pass(phase=phase, attempt=self.job["attempt"], backward=backward, trains=trains, **asdict(shape))  # type: ignore[arg-type]
+        done = Pass(
+            phase=phase,
+            attempt=self.job["attempt"],
+            backward=backward,
+            trains=trains,  # type: ignore[arg-type]
+            extra_flops=extra,
+            **asdict(shape),
+        )
         self.work.write(done.line() + "\n")
         config = self.spec.model.config
         if phase in BILLED_PHASES and supported(config) is None:
@@ -306,6 +280,7 @@ class _Session:
         told = {
             "trained_submodules": list(prepared.trained_submodules),
             "adapters": None if prepared.adapters is None else dict(prepared.adapters),
+            "tensors": None if prepared.tensors is None else dict(prepared.tensors),
             "new_head": bool(self.loaded.partition.new_head),
             "labels": labels,
         }
@@ -327,6 +302,7 @@ class _Session:
 
 
 def _seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
     import numpy
     import torch
 

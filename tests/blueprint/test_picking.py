@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 
-from cprbench.blueprint.picking import check, fill
+from cprbench.blueprint.picking import (
+    PICKERS,
+    Picked,
+    check,
+    fill,
+    layers_reached,
+    pick,
+    rank,
+    rank_per_cost,
+    step_seconds,
+)
+from cprbench.blueprint.schema import StepCost
 from cprbench.errors import MethodError
 
 #: In partition order; N = 100.
@@ -138,3 +151,164 @@ def test_the_same_ranks_give_the_same_set_and_nothing_that_fits_is_left_out(
     room = k * total - sum(sizes[name] for name in found.submodules)
     left = [name for name in sizes if name not in found.submodules and (embed or name != "embed")]
     assert all(sizes[name] > room - 1e-6 for name in left)
+
+
+#: Norms that every picker orders differently.
+NORMS = {"embed": 9.0, "attn.0": 4.0, "ffn.0": 5.0, "attn.1": 2.0, "ffn.1": 6.0}
+
+
+def test_each_score_has_its_own_order() -> None:
+    assert rank(NORMS, SIZES, "norm") == ["embed", "ffn.1", "ffn.0", "attn.0", "attn.1"]
+    assert rank(NORMS, SIZES, "density") == ["embed", "ffn.1", "attn.0", "ffn.0", "attn.1"]
+    assert rank(NORMS, SIZES, "per-parameter") == ["attn.0", "ffn.1", "ffn.0", "embed", "attn.1"]
+
+
+def test_equal_scores_stay_in_partition_order_whatever_the_order_of_the_norms() -> None:
+    norms = dict.fromkeys(reversed(SIZES), 1.0)
+    assert rank(norms, SIZES, "norm") == list(SIZES)
+
+
+def test_a_pick_fills_by_the_one_rule() -> None:
+    assert pick(NORMS, SIZES, 100, 0.3) == fill(rank(NORMS, SIZES, "norm"), SIZES, 100, 0.3, embed=False)
+    assert pick(NORMS, SIZES, 100, 0.3, by="per-parameter").submodules == ("attn.0", "ffn.1")
+    assert pick(NORMS, SIZES, 100, 0.4, embed=True).submodules == ("embed",)
+
+
+def test_a_layer_is_taken_whole_with_the_root_of_its_summed_squares() -> None:
+    sizes = {"embed": 40, "attn.0": 10, "ffn.0": 20, "attn.1": 10, "ffn.1": 20, "head": 5}
+    norms = {"embed": 9.0, "attn.0": 0.1, "ffn.0": 4.9, "attn.1": 3.2, "ffn.1": 3.2, "head": 4.0}
+    assert pick(norms, sizes, 105, 0.3, granularity="layer").submodules == ("attn.0", "ffn.0")  # 4.9 beats 3.2 * 1.41
+    assert pick(norms, sizes, 105, 0.35, granularity="layer").submodules == ("attn.0", "ffn.0", "head")
+    assert pick(norms, sizes, 105, 0.3).submodules == ("ffn.0", "head")
+    assert pick(norms, sizes, 105, 1, granularity="layer", embed=True) == Picked(tuple(sizes), 1.0)
+
+
+def test_unknown_words_name_the_nearest_known_one() -> None:
+    with pytest.raises(MethodError, match="Did you mean 'density'"):
+        pick(NORMS, SIZES, 100, 0.3, by="densty")
+    with pytest.raises(MethodError, match="Did you mean 'layer'"):
+        pick(NORMS, SIZES, 100, 0.3, granularity="layers")
+
+
+@pytest.mark.parametrize(
+    ("norms", "words"),
+    [
+        ({name: norm for name, norm in NORMS.items() if name != "ffn.0"}, "have no submodule ffn.0"),
+        ({**NORMS, "ffn.7": 1.0}, "unknown submodule ffn.7"),
+        ({**NORMS, "ffn.0": float("nan")}, "norm of 'ffn.0' is nan"),
+        ({**NORMS, "ffn.0": -1.0}, "norm of 'ffn.0' is -1"),
+    ],
+)
+@pytest.mark.parametrize("by", PICKERS)
+def test_norms_that_cannot_be_of_this_model_are_refused_by_every_picker(
+    norms: dict[str, float], words: str, by: str
+) -> None:
+    with pytest.raises(MethodError, match=words):
+        pick(norms, SIZES, 100, 0.3, by=by, cost=COST)
+
+
+def test_per_cost_asks_for_a_measured_step() -> None:
+    free = StepCost(forward_seconds=0, backward_seconds_per_layer=1, seconds_per_parameter=0, batch_size=1, tokens=1)
+    for cost in (None, free):
+        with pytest.raises(MethodError, match="asks for step_cost"):
+            pick(NORMS, SIZES, 100, 0.3, by="per-cost", cost=cost)
+    with pytest.raises(MethodError, match="needs k"):
+        rank(NORMS, SIZES, "per-cost")
+
+
+def step(forward: float, per_layer: float, per_parameter: float) -> StepCost:
+    return StepCost(
+        forward_seconds=forward,
+        backward_seconds_per_layer=per_layer,
+        seconds_per_parameter=per_parameter,
+        batch_size=32,
+        tokens=48,
+    )
+
+
+COST = step(1, 1, 0.01)
+
+
+def test_the_backward_pass_reaches_from_the_loss_down_to_the_lowest_submodule() -> None:
+    assert layers_reached([*SIZES, "head"]) == {
+        "embed": 2, "attn.0": 2, "ffn.0": 2, "attn.1": 1, "ffn.1": 1, "head": 0
+    }  # fmt: skip
+    sizes = {**SIZES, "head": 5}
+    assert step_seconds(["head"], sizes, COST) == pytest.approx(1 + 0.05)
+    assert step_seconds(["ffn.1", "head"], sizes, COST) == pytest.approx(1 + 1 + 0.25)
+    assert step_seconds(["attn.0", "ffn.1"], sizes, COST) == pytest.approx(1 + 2 + 0.3)
+    assert step_seconds([], sizes, COST) == 1
+
+
+def test_per_cost_leaves_a_dense_submodule_at_the_bottom_that_makes_every_layer_above_cost() -> None:
+    sizes = {f"ffn.{i}": 10 for i in range(10)}
+    norms = {**dict.fromkeys(sizes, 0.1), "ffn.0": 1.1, "ffn.8": 1.0, "ffn.9": 1.0}
+    dear, free = step(1, 1, 0), step(1, 0, 0)
+    assert pick(norms, sizes, 100, 0.2, by="density").submodules == ("ffn.0", "ffn.8")
+    assert pick(norms, sizes, 100, 0.2, by="per-cost", cost=dear).submodules == ("ffn.8", "ffn.9")
+    assert pick(norms, sizes, 100, 0.2, by="per-cost", cost=free).submodules == ("ffn.0", "ffn.8")
+
+
+def test_of_equal_rates_per_cost_takes_the_shallower_cut() -> None:
+    sizes = {f"ffn.{i}": 10 for i in range(4)}
+    found = pick(dict.fromkeys(sizes, 1.0), sizes, 40, 0.5, by="per-cost", cost=step(1, 0, 0))
+    assert found.submodules == ("ffn.2", "ffn.3")
+
+
+def test_per_cost_judges_a_cut_by_the_set_it_ends_in_and_fills_what_is_left_from_nearby() -> None:
+    sizes = {**{f"ffn.{i}": 10 for i in range(4)}, "head": 1}
+    norms = {"ffn.0": 0.9, "ffn.1": 0.5, "ffn.2": 0.4, "ffn.3": 1.0, "head": 5.0}
+    assert pick(norms, sizes, 41, 1 / 2, by="per-cost", cost=step(1, 1, 0)).submodules == ("ffn.3", "head")
+    found = pick(norms, sizes, 41, 21 / 41, by="per-cost", cost=step(1, 1, 0))
+    assert found.submodules == ("ffn.2", "ffn.3", "head")  # the head alone has the best rate, and leaves room for two
+    assert found.k_reached == 21 / 41
+
+
+@st.composite
+def priced(draw: st.DrawFn) -> tuple[dict[str, float], dict[str, int], float, bool, StepCost]:
+    """Return (norms, sizes, k, embed, cost) of a made-up model."""
+    _, sizes, _, k, embed = draw(cases())
+    norms = {name: draw(st.floats(0, 100)) for name in sizes}
+    prices = [draw(st.floats(low, 1)) for low in (0.01, 0, 0)]
+    return norms, sizes, k, embed, step(prices[0], prices[1], prices[2] / sum(sizes.values()))
+
+
+@given(priced())
+def test_per_cost_never_has_less_influence_per_second_than_density(
+    case: tuple[dict[str, float], dict[str, int], float, bool, StepCost],
+) -> None:
+    norms, sizes, k, embed, cost = case
+    total = sum(sizes.values())
+    assume(possible(sizes, total, k, embed))
+
+    def rate(picked: Picked) -> float:
+        return math.fsum(norms[n] ** 2 for n in picked.submodules) / step_seconds(picked.submodules, sizes, cost)
+
+    dense = pick(norms, sizes, total, k, by="density", embed=embed)
+    found = pick(norms, sizes, total, k, by="per-cost", embed=embed, cost=cost)
+    assert rate(found) >= rate(dense) * (1 - 1e-9)
+    assert found == pick(norms, sizes, total, k, by="per-cost", embed=embed, cost=cost)
+
+
+@given(priced(), st.sampled_from(PICKERS), st.sampled_from(["submodule", "layer"]))
+def test_every_picker_keeps_to_k_and_to_whole_submodules(
+    case: tuple[dict[str, float], dict[str, int], float, bool, StepCost], by: str, granularity: str
+) -> None:
+    norms, sizes, k, embed, cost = case
+    total = sum(sizes.values())
+    assume(possible(sizes, total, k, embed))
+    try:
+        found = pick(norms, sizes, total, k, by=by, embed=embed, cost=cost, granularity=granularity)
+    except MethodError:
+        reject()  # no whole layer fits
+    held = sum(sizes[name] for name in found.submodules)
+    assert 0 < held <= k * total * (1 + 1e-12) and found.k_reached == held / total
+    assert list(found.submodules) == [name for name in sizes if name in found.submodules]
+    assert embed or "embed" not in found.submodules
+    if granularity == "layer":
+        layers = itertools.groupby(sorted(n.split(".")[1] for n in found.submodules if "." in n))
+        assert all(len(list(inside)) == 2 for _, inside in layers)
+
+
+def test_an_order_by_cost_holds_every_submodule_once() -> None:
+    assert sorted(rank_per_cost(NORMS, SIZES, 100, 0.3, COST, embed=False)) == sorted(SIZES)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from cprbench.errors import MethodError, SpecError, did_you_mean
 
@@ -18,22 +21,66 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cprbench.adapt.models import LoadedModel
+    from cprbench.blueprint.schema import StepCost
 
 #: name -> (where, one line of help). Listing imports nothing.
 METHODS: dict[str, tuple[str, str]] = {
+    "bitfit": ("cprbench.adapt.methods.bitfit:Bitfit", "every bias trains, those of norms included"),
     "full": ("cprbench.adapt.methods.full:Full", "every parameter trains"),
     "head": ("cprbench.adapt.methods.head:Head", "only the new task head trains (reference of encoders)"),
+    "last-layers": ("cprbench.adapt.methods.last_layers:LastLayers", "the submodules nearest to the output train"),
     "lora": ("cprbench.adapt.methods.lora:Lora", "low-rank adapters on every linear of every layer (peft)"),
     "partial": ("cprbench.adapt.methods.partial:Partial", "the submodules of largest gradient norm train"),
+    "random-submodules": (
+        "cprbench.adapt.methods.random_submodules:RandomSubmodules",
+        "submodules drawn by lot train, anew in every block",
+    ),
+    "spectrum": ("cprbench.adapt.methods.spectrum:Spectrum", "what a Spectrum scan (a file) names trains"),
 }
+
+#: A setting that names a file has a second one in stored specs, its content's sha256, under this ending.
+PIN = "_sha256"
+
+
+@dataclass(frozen=True)
+class Target:
+    """The model that a method is planned for, as far as it is known before its weights are read."""
+
+    kind: str  # encoder | causal
+    sizes: Mapping[str, int]  # submodule -> parameters, in partition order
+    tensors: Mapping[str, Sequence[str]] = field(default_factory=dict)  # submodule -> names of its parameters
+    weights_sha256: str = ""
+    revision: str | None = None
+    label: str = "the model"
+
+    @property
+    def total(self) -> int:
+        """N: all parameters, the new head excluded."""
+        return sum(self.sizes.values())
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How gradient norms are measured before a run: what they may be blended with must have been taken alike."""
+
+    batch_size: int
+    warmup_steps: int
+
+
+def _unavailable() -> Any:
+    raise MethodError("nothing can be measured here: this model is prepared without data.")
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may use besides the model."""
+    """What a method may use besides the model. All that measures costs, so it is billed."""
 
     seed: int
-    measure_norms: Callable[[], dict[str, float]]  # submodule -> gradient norm; costs, so it is billed
+    target: Target = Target("", {})
+    probe: Probe = Probe(0, 0)
+    measure_norms: Callable[[], dict[str, float]] = _unavailable  # submodule -> gradient norm
+    measure_step: Callable[[], StepCost] = _unavailable  # seconds of a training step, by part
+    memory_bytes: Callable[[], int] = _unavailable  # of this process so far, at its peak
 
 
 @dataclass(frozen=True)
@@ -46,6 +93,7 @@ class Prepared:
     k_asked: float | None = None
     k_reached: float | None = None
     adapters: Mapping[str, int] | None = None  # linear (by its name inside a layer) -> rank
+    tensors: Mapping[str, Sequence[str]] | None = None  # submodule -> its tensors that train, where that is not all
     merge: Callable[[], nn.Module] | None = None  # folds adapters into plain weights, for export
 
 
@@ -55,13 +103,15 @@ class Method(Protocol):
     name: ClassVar[str]
     learning_rates: ClassVar[Mapping[str, float]]  # model kind -> declared default
     label_settings: ClassVar[tuple[str, ...]]  # settings that the arm's name always shows
+    files: ClassVar[tuple[str, ...]] = ()  # settings that name a file
+    adapts: ClassVar[bool] = False  # puts adapters into the model, which export folds in again
 
     @property
     def chooses(self) -> bool:
         """Whether preparing costs a choice; that time is then billed as phase select."""
 
-    def check(self, kind: str, sizes: Mapping[str, int], total: int) -> None:
-        """Raise MethodError when this method cannot be applied to such a model; called before anything runs."""
+    def check(self, target: Target) -> None:
+        """Raise MethodError or SpecError when this method cannot be applied there; called before anything runs."""
 
     def prepare(self, loaded: LoadedModel, context: Context) -> Prepared:
         """Return the model ready to train."""
@@ -79,16 +129,17 @@ def method_class(name: str) -> type[Any]:
 def build_method(name: str, settings: Mapping[str, Any]) -> Method:
     """Return a method with `settings` over its defaults; raises SpecError for unknown or ill-typed ones."""
     kind = method_class(name)
-    fields: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(kind)}
+    fields = [field.name for field in dataclasses.fields(kind)]
+    hints, typed = get_type_hints(kind), {}
     for key, value in settings.items():
         if key not in fields:
             known = did_you_mean(key, fields) if fields else f"Method {name!r} has no settings."
             raise SpecError(f"unknown setting {name}.{key}. {known}")
-        expected = type(fields[key])
-        fits = isinstance(value, bool) == (expected is bool) and isinstance(value, (expected, int))
-        if not fits or (expected is int and not isinstance(value, int)):
-            raise SpecError(f"{name}.{key} = {value!r}: type {expected.__name__} is needed.")
-    typed = {k: type(fields[k])(v) for k, v in settings.items()}
+        try:
+            typed[key] = TypeAdapter(hints[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            wanted = " or ".join(item["msg"].removeprefix("Input should be ") for item in error.errors())
+            raise SpecError(f"{name}.{key} = {value!r}: it should be {wanted}.") from None
     method: Method = kind(**typed)
     return method
 
@@ -98,15 +149,42 @@ def settings_of(method: Method) -> dict[str, Any]:
     return dataclasses.asdict(method)  # type: ignore[call-overload, no-any-return]
 
 
+def pinned(method: Method) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return (all settings, setting -> path): files by their name and content hash, so that a record holds no path.
+
+    Raises SpecError for a file that cannot be read.
+    """
+    from cprbench.blueprint.files import sha256_of_file
+
+    settings, paths = settings_of(method), {}
+    for name in getattr(method, "files", ()):
+        if settings[name]:
+            path = Path(settings[name])
+            settings |= {name: path.name, f"{name}{PIN}": sha256_of_file(path)}
+            paths[name] = str(path.resolve())
+    return settings, paths
+
+
+def build_pinned(name: str, settings: Mapping[str, Any], paths: Mapping[str, str]) -> Method:
+    """Return the method of a stored spec with its files at `paths`. Raises SpecError for a file that has changed."""
+    from cprbench.blueprint.files import sha256_of_file
+
+    own = {key: paths.get(key, value) for key, value in settings.items() if not key.endswith(PIN)}
+    for key, path in paths.items():
+        if sha256_of_file(path) != settings[f"{key}{PIN}"]:
+            raise SpecError(f"{path} has changed since the run was planned. Start again.")
+    return build_method(name, own)
+
+
 def arm_label(method: Method) -> str:
     """Return an arm's name: the method, its headline settings and whatever differs from the defaults."""
-    defaults = settings_of(type(method)())
+    defaults, files = settings_of(type(method)()), getattr(method, "files", ())
     shown = {
         key: value
         for key, value in settings_of(method).items()
         if key in method.label_settings or value != defaults[key]
     }
-    return " ".join([method.name, *(f"{k}={_short(v)}" for k, v in shown.items())])
+    return " ".join([method.name, *(f"{k}={Path(v).stem if k in files else _short(v)}" for k, v in shown.items())])
 
 
 def _short(value: Any) -> str:

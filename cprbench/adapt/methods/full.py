@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cprbench.adapt.methods import Context, Prepared
+from cprbench.adapt.methods import Context, Prepared, Target
 
 if TYPE_CHECKING:
     from cprbench.adapt.models import LoadedModel
@@ -21,7 +21,7 @@ class Full:
     label_settings: ClassVar[tuple[str, ...]] = ()
     chooses: ClassVar[bool] = False
 
-    def check(self, kind: str, sizes: Mapping[str, int], total: int) -> None:
+    def check(self, target: Target) -> None:
         """Accept every model."""
 
     def prepare(self, loaded: LoadedModel, context: Context) -> Prepared:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cprbench.adapt.methods import Context, Prepared, refuse_without_new_head
+from cprbench.adapt.methods import Context, Prepared, Target, refuse_without_new_head
 
 if TYPE_CHECKING:
     from cprbench.adapt.models import LoadedModel
@@ -21,9 +21,9 @@ class Head:
     label_settings: ClassVar[tuple[str, ...]] = ()
     chooses: ClassVar[bool] = False
 
-    def check(self, kind: str, sizes: Mapping[str, int], total: int) -> None:
+    def check(self, target: Target) -> None:
         """Refuse causal models."""
-        refuse_without_new_head(self.name, kind)
+        refuse_without_new_head(self.name, target.kind)
 
     def prepare(self, loaded: LoadedModel, context: Context) -> Prepared:
         """Return the model with nothing but the new head training."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cprbench.adapt.methods import Context, Prepared
+from cprbench.adapt.methods import Context, Prepared, Target
 from cprbench.errors import MethodError
 from cprbench.spec import stream_seed
 
@@ -27,8 +27,9 @@ class Lora:
     learning_rates: ClassVar[Mapping[str, float]] = {"encoder": 1e-3, "causal": 2e-4}
     label_settings: ClassVar[tuple[str, ...]] = ()
     chooses: ClassVar[bool] = False
+    adapts: ClassVar[bool] = True
 
-    def check(self, kind: str, sizes: Mapping[str, int], total: int) -> None:
+    def check(self, target: Target) -> None:
         """Refuse a rank below 1 and a dropout outside [0, 1)."""
         if self.r < 1 or not 0 <= self.dropout < 1:
             raise MethodError(f"lora.r = {self.r}, lora.dropout = {self.dropout}: r >= 1 and 0 <= dropout < 1.")
