@@ -171,6 +171,16 @@ def layer_linears(loaded: LoadedModel) -> dict[str, str]:
     }
 
 
+def linear_modules(loaded: LoadedModel) -> dict[str, list[str]]:
+    """Return submodule -> the linear modules in it, by their names in the live model."""
+    cell_of = {name: cell for cell, names in loaded.partition.parameters.items() for name in names}
+    found: dict[str, list[str]] = {}
+    for name, module in loaded.model.named_modules():
+        if isinstance(module, (nn.Linear, transformers.pytorch_utils.Conv1D)) and f"{name}.weight" in cell_of:
+            found.setdefault(cell_of[f"{name}.weight"], []).append(name)
+    return found
+
+
 def empty_partition(checkpoint: Checkpoint, labels: int | None) -> Partition:
     """Return the partition of a checkpoint without reading its weights (tensors without storage)."""
     transformers.logging.set_verbosity_error()

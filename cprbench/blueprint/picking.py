@@ -173,15 +173,15 @@ def fill(ranked: Sequence[str], sizes: Mapping[str, int], total: int, k: float, 
 def check(sizes: Mapping[str, int], total: int, k: float, *, embed: bool) -> None:
     """Raise MethodError when no k-set exists: k outside (0, 1], or too small for any submodule."""
     if not 0 < k <= 1:
-        raise MethodError(f"partial.k = {k} is outside (0, 1]. k is the share of all parameters to train.")
+        raise MethodError(f"k = {k} is outside (0, 1]. k is the share of all parameters to train.")
     allowed = [name for name in sizes if name != EMBED or embed]
     if not allowed:
-        raise MethodError("this model has no submodule besides its input tables. Pass partial.embed=true to take them.")
+        raise MethodError("this model has no submodule besides its input tables. Set embed=true to take them.")
     smallest = min(allowed, key=lambda name: sizes[name])
     if sizes[smallest] > _budget(k, total):
         share = math.ceil(1e4 * sizes[smallest] / total) / 1e4  # rounded up, so that asking for it works
         raise MethodError(
-            f"partial.k = {k} is below the smallest submodule: {smallest!r} holds {share:.4f} of the "
+            f"k = {k} is below the smallest submodule: {smallest!r} holds {share:.4f} of the "
             f"parameters. Ask for k of at least {share:.4f}."
         )
 

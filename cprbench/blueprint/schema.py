@@ -123,6 +123,7 @@ class DomainInfo(Frozen):
     data_sha256: Sha256
     split: str
     examples: Count
+    batches: Count | None = None
     max_tokens: Count
 
 
@@ -240,6 +241,11 @@ class Blueprint(Frozen):
             "It does not say which revision was measured (model.revision)." if model and not model.revision else None,
             None if self.measurement else "It does not say how gradients were taken (measurement): no blending.",
             None if self.domains else "It does not say on which data gradients were taken (domains).",
+            *(
+                f"Domain {d.tag!r}: {d.batches} batches; medians want 16."
+                for d in self.domains
+                if (d.batches or 16) < 16
+            ),
             without("parameters (its size)", (layer.parameters for layer in self.layers)),
             without("gradient_norm_ci (how sure its norm is)", (n and n.gradient_norm_ci for n in own)),
             without("example_norm", (layer.example_norm is not None for layer in self.layers)),

@@ -19,7 +19,7 @@ def print_groups(console: Console, groups: list[Group]) -> None:
             f"{score(group.arms[0].base)})" if group.arms else "-)"
         )
         table = Table(title=escape(title), title_justify="left", pad_edge=False, show_edge=False, box=None)
-        table.add_column("arm", no_wrap=True)
+        table.add_column("arm", overflow="fold")  # its name may be long, numbers may not be cut
         for name in ("final", "gain", "kept", "seconds", "GB·h", "FLOPs", "per FLOP", "n"):
             table.add_column(name, justify="right", no_wrap=True)
         for arm in group.arms:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cprbench.errors
+from cprbench.errors import CprbenchError
 from cprbench.meters import Meter
 from cprbench.meters.memory import MemoryMeter
 from cprbench.meters.recorder import Recorder
@@ -35,6 +37,14 @@ class Outcome:
     result: dict[str, Any] | None
     error: str | None
     error_kind: str | None = None
+
+    def must(self) -> dict[str, Any]:
+        """Return the result. Raises KeyboardInterrupt, or what the child met, as the same class of CprbenchError."""
+        if self.status == "interrupted":
+            raise KeyboardInterrupt
+        if self.result is None:
+            raise getattr(cprbench.errors, self.error_kind or "", CprbenchError)(self.error)
+        return self.result
 
 
 def run_child(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import cprbench
 from cprbench.adapt.methods import PIN, Method, Target, arm_label, build_method, pinned
 from cprbench.adapt.selection import check_selection
-from cprbench.errors import SpecError, TrainingError, did_you_mean
+from cprbench.errors import MethodError, SpecError, TrainingError, did_you_mean
 from cprbench.schema import sha256_of
 from cprbench.spec import (
     ArmSpec,
@@ -172,7 +172,10 @@ def _planned(
     rates: Mapping[tuple[str, str, str], float],
     role: Role | None = None,
 ) -> Planned:
-    arm.method.check(found.target)
+    try:
+        arm.method.check(found.target)
+    except MethodError as error:
+        raise MethodError(f"{arm.label}: {error}") from None
     key = (found.task.name, found.model.source, arm.label)
     own = {key: value for key, value in settings.items() if key in ("max_examples", "eval_items")}
     limits = suite.limits.model_dump(exclude_none=True)

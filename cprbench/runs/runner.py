@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import cprbench.errors
 from cprbench.adapt.checkpoints import DELTA
-from cprbench.errors import CprbenchError, SpecError, StoreError
+from cprbench.errors import SpecError, StoreError
 from cprbench.meters import hardware
 from cprbench.meters.flops import Flops, Pass, Trained, count, supported
 from cprbench.meters.history import finish_history
@@ -138,12 +137,7 @@ def inspect(task: TaskSpec, model: str, options: Options) -> Inspected:
         outcome = run_child(
             job, Path(scratch), lambda event: None, offline=_is_offline(task, model, options), meter=False
         )
-    if outcome.status == "interrupted":
-        raise KeyboardInterrupt
-    if outcome.result is None:
-        kind = getattr(cprbench.errors, outcome.error_kind or "", CprbenchError)
-        raise kind(outcome.error)
-    return Inspected.of(task, outcome.result)
+    return Inspected.of(task, outcome.must())
 
 
 def _is_offline(task: TaskSpec, model: str, options: Options) -> bool:

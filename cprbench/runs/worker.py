@@ -56,6 +56,10 @@ def main(job_path: str, read_fd: int, write_fd: int) -> None:
                 result = inspect(job)
             case "rates":
                 result = rates()
+            case "blueprint" | "audit":
+                from cprbench.runs.survey import Survey
+
+                result = Survey(job, channel).run()
             case _:
                 result = Session(job, channel).run()
         channel.send("result", result=result)

@@ -128,17 +128,17 @@ def test_methods_with_a_k_set_share_settings_rates_and_label(name: str) -> None:
 @pytest.mark.parametrize("name", K_SETS)
 def test_a_k_that_cannot_be_is_refused_in_the_words_of_the_method(name: str) -> None:
     sizes = {"embed": 40, "attn.0": 10, "ffn.0": 50}
-    with pytest.raises(MethodError, match=rf"^{name}\.k = 1\.5 is outside \(0, 1\]"):
+    with pytest.raises(MethodError, match=r"^k = 1\.5 is outside \(0, 1\]"):
         build_method(name, {"k": 1.5}).check(Target("encoder", sizes))
-    with pytest.raises(MethodError, match=rf"^{name}\.k = 0\.05 is below .*'attn\.0' .* at least 0\.1000"):
+    with pytest.raises(MethodError, match=r"^k = 0\.05 is below .*'attn\.0' .* at least 0\.1000"):
         build_method(name, {"k": 0.05}).check(Target("encoder", sizes))
-    with pytest.raises(MethodError, match=rf"Pass {name}\.embed=true"):
+    with pytest.raises(MethodError, match=r"Set embed=true"):
         build_method(name, {}).check(Target("encoder", {"embed": 40}))
 
 
 def test_a_k_below_the_smallest_submodule_is_refused_where_the_set_is_filled_too(encoder: models.LoadedModel) -> None:
     for name in ("last-layers", "random-submodules"):
-        with pytest.raises(MethodError, match=rf"{name}\.k = 0\.001 is below"):
+        with pytest.raises(MethodError, match=r"k = 0\.001 is below"):
             build_method(name, {"k": 0.001}).prepare(encoder, context())
 
 

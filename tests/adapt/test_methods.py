@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from cprbench.adapt.methods import (
     method_class,
     settings_of,
 )
+from cprbench.blueprint.exchange import to_axolotl
 from cprbench.errors import MethodError, SpecError, TrainingError
 from cprbench.spec import TrainingSpec
 from cprbench.tasks import load_task
@@ -58,10 +60,13 @@ def check(method: Method, loaded: models.LoadedModel) -> None:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("kind", ["encoder", "causal"])
 def test_every_method_adapts_a_small_model_and_states_what_trains(
-    name: str, kind: str, minilm2: Path, tiny_llama: Path
+    name: str, kind: str, minilm2: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
     loaded = load(minilm2, 2) if kind == "encoder" else load(tiny_llama, None)
-    settings = {"k": 0.4} if "k" in settings_of(build_method(name, {})) else {}
+    settings: dict[str, Any] = {"k": 0.4} if "k" in settings_of(build_method(name, {})) else {}
+    if name == "spectrum":
+        (tmp_path / "scan.yaml").write_text(to_axolotl(loaded.partition.parameters["ffn.1"]))
+        settings["scan"] = str(tmp_path / "scan.yaml")
     method = build_method(name, settings)
     if kind not in method.learning_rates or (name, kind) == ("bitfit", "causal"):  # this Llama has no biases
         with pytest.raises(MethodError):
@@ -195,7 +200,7 @@ def test_settings_that_a_method_lacks_or_that_are_ill_typed_are_refused() -> Non
         build_method("partial", {"kk": 0.1})
     with pytest.raises(SpecError, match="Method 'full' has no settings"):
         build_method("full", {"k": 0.1})
-    with pytest.raises(SpecError, match=r"lora.r = 2.5: type int is needed"):
+    with pytest.raises(SpecError, match=r"lora.r = 2.5: it should be a valid integer"):
         build_method("lora", {"r": 2.5})
     with pytest.raises(SpecError, match=r"partial.embed = 1: type bool"):
         build_method("partial", {"embed": 1})

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from cprbench.adapt.gradients import forms
 from cprbench.adapt.gradients.engine import Kind, Taps, scaled
 from cprbench.adapt.gradients.measure import submodule_norms
+from cprbench.adapt.gradients.steps import wait
 from cprbench.adapt.models import LoadedModel
 from cprbench.adapt.objectives import Item, Objective
 from cprbench.adapt.training import Engine
@@ -52,16 +54,16 @@ class FisherDiagonal(Taps):
         """Add one module's gradients, example by example."""
         module_: Any = module
         gradient = forms.wide(gradient)
-        if kind == "linear" and self.is_tied(module):
+        tied = kind == "linear" and self.is_tied(module)
+        if tied:
             self._output = forms.wide(read), gradient  # waits for what the same tensor gets as an input table
-            return
         for row, g in enumerate(gradient):
-            if kind == "linear":
+            if kind == "linear" and not tied:
                 own = g.T @ forms.wide(read[row])
-                self._add(module_.weight, own if own.shape == module_.weight.shape else own.T)
+                self._add(module_.weight, own.T if isinstance(module, Conv1D) else own)
             elif kind == "embedding":
                 self._add(module_.weight, self._table(module_, row, read[row], g))
-            else:
+            elif not tied:
                 self._add(module_.weight, (scaled(module, kind, read[row]) * g).sum(0))
             if getattr(module, "bias", None) is not None:
                 self._add(module_.bias, g.sum(0))
@@ -117,6 +119,7 @@ def audit(loaded: LoadedModel, objective: Objective, engine: Engine, batches: Se
     seconds = {"gradient": 0.0, "fisher": 0.0}
     fisher = FisherDiagonal(loaded.model, cells)
     for batch in batches:
+        wait(engine)
         began = time.perf_counter()
         rows.append(submodule_norms(loaded, objective, engine, [batch], lambda shape, extra: None))
         middle = time.perf_counter()
@@ -127,6 +130,7 @@ def audit(loaded: LoadedModel, objective: Objective, engine: Engine, batches: Se
 
         with fisher:
             fisher.add(losses, objective.owners(batch))
+        wait(engine)
         seconds["gradient"] += middle - began
         seconds["fisher"] += time.perf_counter() - middle
     began = time.perf_counter()

@@ -32,7 +32,7 @@ class _Tap(torch.autograd.Function):
     def forward(ctx: Any, anchor: Tensor, output: Tensor, read: Tensor, report: Callable[..., None]) -> Tensor:
         ctx.save_for_backward(read)
         ctx.report = report
-        return output.view_as(output)
+        return output.detach()  # as a view (view_as), a model could not change it in place
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
@@ -101,6 +101,7 @@ class Taps(ABC):
         """
         self._owners, self._examples = owners, max(owners) + 1
         self._seen: set[nn.Module] = set()
+        self._dark: set[nn.Module] = set()
         # An anchor that needs a gradient keeps taps in the graph although every parameter is frozen.
         self._anchor = torch.zeros((), device=next(self.model.parameters()).device, requires_grad=True)
         with torch.enable_grad():
@@ -108,10 +109,16 @@ class Taps(ABC):
             if len(found) != self._examples:
                 raise ValueError(f"{len(found)} losses for {self._examples} examples")
             (found.sum() * scale).backward()  # type: ignore[no-untyped-call]
+        if missed := self._dark - self._seen:
+            raise ModelError(
+                f"{len(missed)} modules ran without gradients and no backward pass came back to them, the first a "
+                f"{type(next(iter(missed))).__name__}. Checkpoint with use_reentrant=False."
+            )
         return found.detach()
 
     def _hook(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():  # checkpointing runs it again, with gradients
+            self._dark.add(module)
             return output
         read = arguments[0] if arguments else next(iter(named.values()))
         if self._modules[module] == "embedding":
@@ -138,14 +145,18 @@ class Taps(ABC):
         return _Tap.apply(self._anchor, output, read, report)  # type: ignore[no-any-return, no-untyped-call]
 
     def _by_example(self, rows: Tensor) -> Tensor:
-        """Return rows as (examples, positions, width), whichever way the model laid them out."""
-        if rows.ndim > 2 and len(rows) == self._examples:
-            return rows.flatten(1, -2)
-        rows = rows.flatten(0, -2)
-        if len(rows) % self._examples == 0 and len(rows) != len(self._owners):
-            return rows.view(self._examples, -1, rows.shape[-1])
+        """Return rows as (examples, positions, width).
+
+        Rows that are not sorted by example (tables of relative positions, positions first) would give wrong norms.
+        """
+        if self._examples == 1 or (rows.ndim > 2 and len(rows) == self._examples):
+            return rows.reshape(self._examples, -1, rows.shape[-1])
+        if rows.ndim > 2 or len(rows) not in (self._examples, len(self._owners)):
+            raise ModelError(
+                f"a module saw {tuple(rows.shape[:-1])} rows, which are not those of {self._examples} examples."
+            )
         if len(rows) != len(self._owners):
-            raise ModelError(f"a module saw {len(rows)} rows, which are those of no example (of {self._examples}).")
+            return rows.unsqueeze(1)
         counts = [0] * self._examples
         slots = []
         for owner in self._owners:
@@ -239,16 +250,20 @@ def _is_rms(module: Any) -> bool:
     weight = module.weight.detach().double()
     if weight.ndim != 1 or weight.is_meta:
         return False
-    x = torch.linspace(-1, 2, 2 * len(weight), device=weight.device).view(1, 2, -1).to(module.weight.dtype)
-    with torch.no_grad():
-        made, plain = module(x).double(), scaled(module, "rms norm", x.double())
+    x = torch.linspace(-1, 2, 2 * len(weight), device=weight.device).view(1, 2, -1)
+    x = torch.cat([x, 1e-3 * x]).to(module.weight.dtype)  # what is small shows the epsilon
+    try:
+        with torch.no_grad():
+            made, plain = module(x).double(), scaled(module, "rms norm", x).double()
+    except (AttributeError, TypeError, RuntimeError):  # it wants more than one input
+        return False
     return any(torch.allclose(made, plain * w, rtol=2e-2, atol=1e-3) for w in (weight, 1 + weight))
 
 
 def scaled(module: Any, kind: Kind, read: Tensor) -> Tensor:
     """Return what a norm multiplies with its weight."""
-    names = ("eps", "variance_epsilon")
-    epsilon = next((value for n in names if (value := getattr(module, n, None)) is not None), 1e-6)
+    names = ("eps", "variance_epsilon")  # None is that of the number format, as in torch
+    epsilon = next((value for n in names if (value := getattr(module, n, None)) is not None), None)
     return forms.normalised(read, read.shape[-1], epsilon, centred=kind == "layer norm")
 
 

@@ -109,9 +109,9 @@ def tied(hidden: Tensor, logits_at_ids: Tensor, g: Tensor) -> Tensor:
     return (products * wide(logits_at_ids)).sum((1, 2)).double()
 
 
-def normalised(x: Tensor, width: int, epsilon: float, *, centred: bool) -> Tensor:
+def normalised(x: Tensor, width: int, epsilon: float | None, *, centred: bool) -> Tensor:
     """Return x (…, width) as LayerNorm (`centred`) or RMSNorm scales it, before weight and bias."""
     x = wide(x)
-    if centred:
+    if centred and epsilon is not None:
         return functional.layer_norm(x, (width,), eps=epsilon)
     return functional.rms_norm(x, (width,), eps=epsilon)

@@ -81,14 +81,19 @@ def private_norms(
         with Stream(loaded.model, loaded.partition.parameters, norms.look):
             (losses() * weights.to(torch.float32)).sum().backward()  # type: ignore[no-untyped-call]
         observe(shapes.pop(), 0)
-        clipped, drawn = norms.take(), noise()
+        clipped, drawn = _finite(norms.take()), noise()
         rows.append({cell: max(0.0, clipped[cell] + drawn[cell]) / len(batch) for cell in cells})
     loaded.model.zero_grad(set_to_none=True)
     examples, drawn = sum(len(batch) for batch in batches), noise()
-    means = {cell: max(0.0, float(s) + drawn[cell]) / examples for cell, s in zip(cells, sums, strict=True)}
-    if not all(math.isfinite(value) for row in (*rows, means) for value in row.values()):
+    summed = _finite(dict(zip(cells, sums.tolist(), strict=True)))
+    return rows, {cell: max(0.0, summed[cell] + drawn[cell]) / examples for cell in cells}
+
+
+def _finite(norms: dict[str, float]) -> dict[str, float]:
+    """Return norms; asked before negative values are cut to 0, because max(0, NaN) is 0."""
+    if not all(math.isfinite(value) for value in norms.values()):
         raise MethodError("norms are not finite, so nothing can be released. Use fp32.")
-    return rows, means
+    return norms
 
 
 def _losses(objective: Objective, engine: Engine, batch: Sequence[Item], shapes: list[Shape]) -> Callable[[], Tensor]:

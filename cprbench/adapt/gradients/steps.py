@@ -53,14 +53,14 @@ def time_steps(
             loaded.train_only(cells)
             trained = [p for p in model.parameters() if p.requires_grad]
             optimizer = build_optimizer(model, recipe.model_copy(update={"weight_decay": 0.0}), 0.0)
-            _wait(engine)
+            wait(engine)
             began = time.perf_counter()
             with engine.autocast():
                 loss, shape = objective.loss(batch)
             engine.accelerator.backward(loss)
             engine.accelerator.clip_grad_norm_(trained, recipe.clip_norm)
             optimizer.step()
-            _wait(engine)
+            wait(engine)
             seconds.append(time.perf_counter() - began)
             model.zero_grad(set_to_none=True)
             observe(cells, shape)
@@ -90,6 +90,7 @@ def step_cost(
     )
 
 
-def _wait(engine: Engine) -> None:
+def wait(engine: Engine) -> None:
+    """Return when the device has done what it was given."""
     if engine.device.type == "cuda":
         torch.cuda.synchronize(engine.device)

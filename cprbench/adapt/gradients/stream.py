@@ -15,6 +15,8 @@ from cprbench.adapt.gradients.forms import norm
 #: Bins of |gradient|: the exponent and the first three bits of the mantissa of a float32, eight bins per octave.
 _BITS = 20
 BINS = 2**31 >> _BITS
+#: Scalars that a histogram takes at once.
+_PART = 2**22
 
 
 class Stream:
@@ -89,9 +91,11 @@ class Magnitudes:
     def look(self, cell: str, gradient: Tensor) -> None:
         """Add one tensor's scalars."""
         values = gradient.float().abs().flatten()
-        bins = values.view(torch.int32) >> _BITS
-        self.counts[cell] += torch.bincount(bins, minlength=BINS).cpu()
-        self.mass[cell] += torch.bincount(bins, weights=values, minlength=BINS).double().cpu()
+        for part in values.split(_PART):
+            bins = part.view(torch.int32) >> _BITS
+            self.counts[cell] += torch.bincount(bins, minlength=BINS).cpu()
+            # In float32 a bin of many millions of values would stop growing.
+            self.mass[cell] += torch.bincount(bins, weights=part.double(), minlength=BINS).cpu()
         share = math.ceil(self._draws * values.numel() / self._sizes[cell])
         picks = torch.randint(values.numel(), (share,), generator=self._generator)
         self._kept[cell].append(values[picks.to(values.device)].cpu())

@@ -25,7 +25,10 @@ class Bitfit:
 
     def check(self, target: Target) -> None:
         """Refuse models without biases."""
-        if not any(_biases(names) for names in target.tensors.values()):
+        self._refuse_without_biases(target.tensors)
+
+    def _refuse_without_biases(self, tensors: Mapping[str, Sequence[str]]) -> None:
+        if not any(_biases(names) for names in tensors.values()):
             raise MethodError(
                 "method 'bitfit' trains biases, and this model has none (Llama and its kin are built without). "
                 "Use lora, or last-layers and random-submodules with a small k: they train any model."
@@ -33,7 +36,7 @@ class Bitfit:
 
     def prepare(self, loaded: LoadedModel, context: Context) -> Prepared:
         """Return the model with its biases training, and its new head whole."""
-        self.check(context.target)
+        self._refuse_without_biases(loaded.partition.parameters)
         return train_tensors(loaded, {cell: _biases(names) for cell, names in loaded.partition.parameters.items()}, {})
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cprbench.adapt.methods import Prepared, Target
 from cprbench.blueprint.picking import check, fill
-from cprbench.errors import MethodError
 
 if TYPE_CHECKING:
     from cprbench.adapt.models import LoadedModel
@@ -26,10 +25,7 @@ class KSet:
 
     def check(self, target: Target) -> None:
         """Refuse k outside (0, 1] and below the smallest submodule."""
-        try:
-            check(target.sizes, target.total, self.k, embed=self.embed)
-        except MethodError as error:  # its words name the settings of `partial`
-            raise MethodError(str(error).replace("partial.", f"{self.name}.")) from None
+        check(target.sizes, target.total, self.k, embed=self.embed)
 
     def train_first(self, loaded: LoadedModel, ranked: Sequence[str]) -> Prepared:
         """Return the model with the k-set training that `ranked` (best first) fills."""
