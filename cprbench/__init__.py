@@ -29,6 +29,7 @@ _HOME = {
     "RunSpec": "cprbench.spec",
     "SuiteSpec": "cprbench.spec",
     "TaskSpec": "cprbench.spec",
+    "apply_blueprint": "cprbench.integrations.blueprints",
     "compare": "cprbench.judge.cpr",
     "export": "cprbench.runs.runner",
     "load_runs": "cprbench.runs.store",

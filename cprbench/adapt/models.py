@@ -171,6 +171,19 @@ def layer_linears(loaded: LoadedModel) -> dict[str, str]:
     }
 
 
+def task_head(model: Any) -> tuple[str, ...]:
+    """Return the parameters of a live model's task head: outside its backbone and not its own output layer.
+
+    For models of unknown origin; `load` knows which parameters a checkpoint did not have.
+    """
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    own = getattr(model, "get_output_embeddings", lambda: None)()
+    kept = set() if own is None else {id(parameter) for parameter in own.parameters()}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) not in kept]
+    outside = tuple(name for name in names if not name.startswith(prefix))
+    return outside if len(outside) < len(names) else ()  # a bare backbone has no head
+
+
 def linear_modules(loaded: LoadedModel) -> dict[str, list[str]]:
     """Return submodule -> the linear modules in it, by their names in the live model."""
     cell_of = {name: cell for cell, names in loaded.partition.parameters.items() for name in names}

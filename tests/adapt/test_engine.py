@@ -14,13 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
 from cprbench.adapt.gradients import forms
 from cprbench.adapt.gradients.engine import ExampleNorms
 from cprbench.adapt.models import partition
 from cprbench.adapt.objectives import ChoiceLikelihood, Classification, Item, Objective
-from cprbench.errors import ModelError
 
 Cells = Mapping[str, Sequence[str]]
 VOCABULARY = 50
@@ -205,7 +203,7 @@ def test_the_cross_term_of_a_tied_table_counts() -> None:
     untied.model.lm_head.weight = nn.Parameter(weight.detach().clone())
     parts = {"in": ("model.embed_tokens.weight",), "out": ("lm_head.weight",)}
     without = looped(untied, batch, parts).square().sum(1, keepdim=True).sqrt()
-    assert float((without / expected - 1).abs().min()) > 0.01
+    assert float((without / expected - 1).abs().min()) > 1e-3
 
 
 def test_token_types_and_the_row_of_the_padding_id_get_what_autograd_gives_them() -> None:
@@ -253,19 +251,6 @@ def test_gradient_checkpointing_changes_nothing(family: str, reentrant: bool) ->
     assert error(engine_norms(objective, batch, part), expected[:, column : column + 1]) < 1e-6
 
 
-def test_checkpoints_that_no_gradient_comes_back_to_are_an_error_and_not_a_zero() -> None:
-    class Blocked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.outer = nn.Linear(4, 4), nn.Linear(4, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.outer(torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=True))
-
-    with pytest.warns(UserWarning, match="None of the inputs"), pytest.raises(ModelError, match="use_reentrant=False"):
-        toy_norms(Blocked(), torch.randn(3, 2, 4))
-
-
 def test_some_submodules_give_their_columns_of_all() -> None:
     objective = tiny("GPT2")
     cells, batch = cells_of(objective), items(objective, (5, 1, 30))
@@ -287,8 +272,12 @@ def test_frozen_passes_leave_parameters_as_they_were_even_after_an_error() -> No
     before = {name: p.requires_grad for name, p in parameters.items()}
     engine_norms(objective, items(objective, (5, 9)), cells_of(objective))
     assert {name: p.requires_grad for name, p in parameters.items()} == before
-    with pytest.raises(ValueError, match="1 losses for 2 examples"):
-        run_toy(objective.model, lambda: objective.losses(items(objective, (5,)))[0], 2)
+    batch = items(objective, (5, 9))
+    with (
+        pytest.raises(ValueError, match="1 losses for 2 examples"),
+        ExampleNorms(objective.model, cells_of(objective)) as probe,
+    ):
+        probe.of(lambda: objective.losses(batch)[0][:1], range(2))
     assert {name: p.requires_grad for name, p in parameters.items()} == before
     assert all(p.grad is None for p in parameters.values())
     assert not any(module._forward_hooks for module in objective.model.modules())
@@ -312,48 +301,6 @@ def test_weight_gradients_beside_are_those_of_a_plain_backward_pass(family: str)
     assert not losses.requires_grad
 
 
-# What toy modules show: x is (examples, positions, width), a loss is the square of what comes out.
-
-
-def toy_losses(model: nn.Module, x: Tensor) -> Tensor:
-    return model(x).square().flatten(1).sum(1)
-
-
-def run_toy(model: nn.Module, losses: Callable[[], Tensor], examples: int) -> Tensor:
-    with ExampleNorms(model, {n: (n,) for n, _ in model.named_parameters()}) as probe:
-        return probe.of(losses, range(examples))[1].sqrt()
-
-
-def toy_norms(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    found = run_toy(model, lambda: toy_losses(model, x), len(x))
-    cells = {n: (n,) for n, _ in model.named_parameters()}
-    return found, plain_norms(model, cells, lambda row: toy_losses(model, x[row : row + 1]).sum(), len(x))
-
-
-@pytest.mark.parametrize("small", [1.0, 1e-3])
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.LayerNorm(6),
-        nn.LayerNorm(6, bias=False),
-        nn.RMSNorm(6),
-        nn.RMSNorm(6, eps=1e-3),
-        nn.Linear(6, 5, bias=False),
-        Conv1D(5, 6),
-        nn.Sequential(nn.Linear(6, 4), nn.ReLU(inplace=True)),
-    ],
-)
-def test_single_layers_are_right_with_small_inputs_and_when_changed_in_place(layer: nn.Module, small: float) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 6), copy.deepcopy(layer), nn.LazyLinear(2)).double()
-    x = small * torch.randn(4, 7, 3, dtype=torch.float64)
-    with torch.no_grad():
-        model[0].bias.mul_(small)
-        model(x)
-    found, expected = toy_norms(model, x)
-    assert error(found, expected) < 1e-9
-
-
 def test_an_example_without_a_gradient_has_norm_zero() -> None:
     objective = tiny("Llama tied")
     batch = items(objective, (5, 9, 7))
@@ -362,64 +309,3 @@ def test_an_example_without_a_gradient_has_norm_zero() -> None:
         found = probe.of(lambda: objective.losses(batch)[0] * keep, objective.owners(batch))[1].sqrt()
     assert (found[1] == 0).all()
     assert (found[[0, 2]] > 0).all()
-
-
-class Twice(nn.Module):
-    """One layer used twice in one pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.layer(x))
-
-
-class Shared(nn.Module):
-    """Two layers that hold one weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
-        self.two.weight = self.one.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.two(self.one(x))
-
-
-class Raw(nn.Module):
-    """A parameter outside any layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
-
-
-class GatedRMSNorm(nn.RMSNorm):
-    """A norm by name that wants more than one input."""
-
-    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x) * gate
-
-
-class OddRMSNorm(nn.RMSNorm):
-    """A norm by name whose epsilon is not where norms keep it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, (4,), self.weight, 1e-3)
-
-
-class PositionsFirst(nn.Linear):
-    """A layer inside a model that turns (examples, positions) round."""
-
-
-class Turned(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.transpose(0, 1)).transpose(0, 1)

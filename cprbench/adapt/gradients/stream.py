@@ -91,7 +91,8 @@ class Magnitudes:
     def look(self, cell: str, gradient: Tensor) -> None:
         """Add one tensor's scalars."""
         values = gradient.float().abs().flatten()
-        for part in values.split(_PART):
+        for start in range(0, len(values), _PART):
+            part = values[start : start + _PART]
             bins = part.view(torch.int32) >> _BITS
             self.counts[cell] += torch.bincount(bins, minlength=BINS).cpu()
             # In float32 a bin of many millions of values would stop growing.
