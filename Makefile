@@ -18,6 +18,8 @@ gpu-test: .venv/dev.stamp  ## what needs a GPU; says what it could not do
 bench: .venv/dev.stamp  ## measurements of cprbench itself
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.metering
+	$(BIN)/python -m benchmarks.gradients
+	$(BIN)/python -m benchmarks.watching
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

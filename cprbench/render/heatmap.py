@@ -10,6 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from html import escape
+from itertools import pairwise
 
 from cprbench.blueprint.picking import influences
 from cprbench.blueprint.schema import Blueprint, Interval, Layer, Making
@@ -119,7 +120,7 @@ def html(blueprint: Blueprint) -> str:
     """Return the page of a blueprint; the same bytes for the same file."""
     title = f"Gradient blueprint: {escape(blueprint.model_id)}"
     lead = f"{len(blueprint.layers)} submodules at {blueprint.training_checkpoint:.0%} of training. "
-    lead += "The larger a share, the more tuning that submodule changes the loss."
+    lead += "A share is the part of the gradient's squared norm that falls on a submodule."
     lacks = "".join(f"<li>{escape(sentence)}</li>" for sentence in blueprint.lacks())
     rows = "".join(f'<tr><th scope="row">{escape(n)}</th><td>{escape(v)}</td></tr>' for n, v in facts(blueprint))
     reference = escape(str(blueprint.reference))
@@ -138,7 +139,7 @@ def html(blueprint: Blueprint) -> str:
 
 def _legend() -> str:
     edges = [f"{100 * edge:g}" for edge in EDGES]
-    names = [f"below {edges[0]}", *(f"{a} to {b}" for a, b in zip(edges, edges[1:], strict=False)), f"{edges[-1]} up"]
+    names = [f"below {edges[0]}", *(f"{a} to {b}" for a, b in pairwise(edges)), f"{edges[-1]} up"]
     items = "".join(f'<li class="s{i}">{name}</li>' for i, name in enumerate(names))
     return f'<ul class="legend" aria-label="Colour scale, percent">{items}</ul>'
 
@@ -157,7 +158,7 @@ def _heat(blueprint: Blueprint) -> str:
 
     groups = "".join(f'<th scope="colgroup" colspan="{wide}">{escape(tag)}</th>' for tag in tags)
     columns = "".join(f'<th scope="col">{kind}</th>' for kind in kinds) * len(tags)
-    head = f'<tr><th scope="col" rowspan="{2 if kinds else 1}">layer</th>{groups}</tr>'
+    head = f'<tr><th class="first" scope="col" rowspan="{2 if kinds else 1}">layer</th>{groups}</tr>'
     lines = [head + (f"<tr>{columns}</tr>" if kinds else "")]
     lines = [f"<thead>{lines[0]}</thead>", "<tbody>"]
     for index, names in rows:
@@ -169,11 +170,8 @@ def _heat(blueprint: Blueprint) -> str:
 
 
 def _details(blueprint: Blueprint) -> str:
-    names = (
-        *("submodule", "parameters", "gradient norm", "95 % interval", "example norm", "alpha"),
-        *("tail", "gamma, fitted", "k_star"),
-    )
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    names = ("parameters", "gradient norm", "95 % interval", "example norm", "alpha", "tail", "gamma, fitted", "k_star")
+    head = '<th class="first" scope="col">submodule</th>' + "".join(f'<th scope="col">{name}</th>' for name in names)
     lines = [f"<thead><tr>{head}</tr></thead>", "<tbody>"]
     for layer in blueprint.layers:
         row = "".join(f"<td>{escape(value)}</td>" for value in _row(layer, str(blueprint.reference)))
@@ -216,25 +214,27 @@ _STYLE = """\
 .s0{--b:#151d27;--t:#c9d5e0}.s1{--b:#16283c;--t:#dbe6f0}.s2{--b:#193a5b;--t:#e8f1f9}.s3{--b:#1d5283;--t:#fff}
 .s4{--b:#3d86c6;--t:#06121d}.s5{--b:#83b9e8;--t:#06121d}.s6{--b:#d3e9fd;--t:#06121d}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
+body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif;overflow-wrap:break-word}
 main{max-width:72rem;margin:0 auto;padding:1rem}
 h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0}h2{font-size:1.1rem;margin:2rem 0 .5rem}
 .scroll{overflow-x:auto;max-width:100%}
 table{border-collapse:separate;border-spacing:2px;font-size:.875rem}
 caption{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 th,td{padding:.25rem .5rem;text-align:right;font-variant-numeric:tabular-nums}
-th{font-weight:600}thead th{color:var(--soft);vertical-align:bottom}tbody th{text-align:left}
+th{font-weight:600}thead th{color:var(--soft);vertical-align:bottom}tbody th,thead .first{text-align:left}
 .heat th[scope=colgroup]{text-align:center;border-bottom:1px solid var(--line)}
-.heat td{min-width:3.6rem;text-align:center}td[class^=s],.legend li{background:var(--b);color:var(--t);border-radius:3px}
+.heat td{min-width:3.6rem;text-align:center}
+td[class^=s],.legend li{background:var(--b);color:var(--t);border-radius:3px}
 td.none{color:var(--soft)}
-.scroll th:first-child{position:sticky;left:0;background:var(--page);max-width:9rem}
+.scroll tbody th,.scroll .first{position:sticky;left:0;background:var(--page);overflow-wrap:anywhere}
+.heat tbody th{min-width:4rem}.details tbody th{min-width:6rem}
 .details,.facts{border-collapse:collapse}
 .details td,.details th,.facts td,.facts th{border-bottom:1px solid var(--line);vertical-align:top}
-.details td{white-space:nowrap;overflow-wrap:normal}
+.details td{white-space:nowrap}.details th:last-child{text-align:left}
 .details td:last-child{white-space:normal;min-width:13rem;text-align:left}
-.facts th,.facts td{text-align:left}.facts th{color:var(--soft);width:9rem}
+.facts th,.facts td{text-align:left}.facts th{color:var(--soft);min-width:7rem}.facts td{overflow-wrap:anywhere}
 .legend{display:flex;flex-wrap:wrap;gap:2px;margin:0 0 .5rem;padding:0;list-style:none;font-size:.8rem}
 .legend li{padding:.1rem .6rem;print-color-adjust:exact}
-@media print{.scroll{overflow:visible}.scroll th:first-child{position:static}td{print-color-adjust:exact}
+@media print{.scroll{overflow:visible}.scroll th{position:static!important}td{print-color-adjust:exact}
 tr{break-inside:avoid}.details{font-size:.7rem}}
 """

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate.state import AcceleratorState
 
 from cprbench.adapt.gradients.audit import FisherDiagonal
 from cprbench.adapt.gradients.engine import ExampleNorms
@@ -28,8 +29,8 @@ def bf16() -> Any:
 
 
 @pytest.mark.parametrize("family", ["Bert", "Roberta", "Llama tied", "GPT2", "Qwen3 tied"])
-def test_norms_on_the_gpu_are_those_of_the_cpu(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def test_norms_on_the_gpu_are_those_of_the_cpu(family: str) -> None:
+    assert torch.get_float32_matmul_precision() == "highest"  # torch's default: no TF32
     reference = tiny(family, head=32)  # float64 on the CPU
     batch, cells = items(reference, (5, 130, 64, 9), 0, (1, 3)), cells_of(reference)
     expected = looped(reference, batch, cells)
@@ -62,6 +63,7 @@ def test_norms_cost_about_a_pass_more_and_steps_are_timed(kind: str, examples: i
     batch = [Item(tuple(row), () if kind == "encoder" else ((7,),), 0) for row in ids]
     loaded = LoadedModel(model, None, kind, partition(model), 2)  # type: ignore[arg-type]
     for precision in ("fp32", "bf16"):
+        AcceleratorState._reset_state(True)  # accelerate holds one precision per process
         engine = Engine.start(precision, bf16_is_fast=True)
         cells = loaded.partition.parameters
 
@@ -96,3 +98,4 @@ def test_norms_cost_about_a_pass_more_and_steps_are_timed(kind: str, examples: i
         print(step_cost(sets, timed, loaded.partition.sizes, shape))  # noqa: T201
         assert all(value > 0 for value in timed)
         model.requires_grad_(True)
+    AcceleratorState._reset_state(True)
