@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from cprbench.cli import doctor, export, lists, measure, report, run, status
+from cprbench.cli import blueprint, doctor, export, lists, measure, report, run, status
 from cprbench.errors import CprbenchError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("report")(report.report)
 app.command("status")(status.status)
 app.command("list")(lists.list_known)
 app.command("export")(export.export)
+app.add_typer(blueprint.app, name="blueprint")
 
 
 @app.callback(invoke_without_command=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -87,6 +88,7 @@ class Watched:
     every: int
     examples: int
     calls: int = 0
+    passed_over: int = 0  # sampled calls of fewer rows than `examples`, or whose gradients were not finite
     seconds: float = 0.0  # spent in probes, beyond the loop's own work
     rows: list[dict[str, float]] = field(default_factory=list)
     dtype: torch.dtype = torch.float32
@@ -97,7 +99,11 @@ class Watched:
         Raises SpecError before anything was sampled.
         """
         if not self.rows:
-            raise SpecError(f"nothing was sampled in {self.calls} calls. Run the loop inside `with`, or lower every.")
+            raise SpecError(
+                f"nothing was sampled in {self.calls} calls; {self.passed_over} were passed over, for fewer than "
+                f"{self.examples} rows or gradients that are not finite. Run the loop inside `with`, or lower every "
+                "or examples."
+            )
         return {cell: median(row[cell] for row in self.rows) for cell in self.cells.sizes}
 
     def blueprint(
@@ -165,13 +171,13 @@ def watch(model: nn.Module, *, every: int = 50, examples: int = 8, loss: Loss | 
 
     The call itself goes through untouched; the probe runs beside it on the first rows of its arguments, in eval mode,
     and leaves gradients, requires_grad, modes and random numbers as they were. Works under no_grad and inference_mode.
+    A call of fewer rows is passed over: norms of unlike batches do not compare.
     `loss`: (output, arguments) -> scalar, for models that are not given labels. Raises ModelError where there is none.
     """
     if every < 1 or examples < 1:
         raise SpecError(f"every = {every}, examples = {examples}: both are at least 1.")
     cells = partition(model, task_head(model))
     watched = Watched(cells, every, examples, dtype=next(model.parameters()).dtype)
-    norms = SquaredNorms(tuple(cells.sizes))
     original = model.forward
 
     def forward(*arguments: Any, **named: Any) -> Any:
@@ -179,7 +185,9 @@ def watch(model: nn.Module, *, every: int = 50, examples: int = 8, loss: Loss | 
         watched.calls += 1
         if (watched.calls - 1) % every == 0:
             began = time.perf_counter()
-            watched.rows.append(_probe(model, original, arguments, named, cells, norms, examples, loss))
+            row = _probe(model, original, arguments, named, cells, examples, loss)
+            watched.rows += [row] if row else []
+            watched.passed_over += not row
             watched.seconds += time.perf_counter() - began
         return output
 
@@ -200,15 +208,22 @@ def _probe(
     arguments: Sequence[Any],
     named: Mapping[str, Any],
     cells: Partition,
-    norms: SquaredNorms,
     examples: int,
     loss: Loss | None,
 ) -> dict[str, float]:
+    """Return submodule -> norm; empty where the call has too few rows or gradients that are not finite."""
+    sizes = [len(v) for v in (*arguments, *named.values()) if isinstance(v, Tensor) and v.ndim]
+    if not sizes:
+        raise ModelError(f"{type(model).__name__} was called without a tensor: pass its inputs one by one (**batch).")
+    rows = sizes[0]
+    if rows < examples:
+        return {}
+    norms = SquaredNorms(tuple(cells.sizes))
     parameters = [model.get_parameter(name) for names in cells.parameters.values() for name in names]
     before = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     modes = {module: module.training for module in model.modules()}
-    with torch.inference_mode(False), torch.enable_grad():
-        rows = next(len(v) for v in (*arguments, *named.values()) if isinstance(v, Tensor) and v.ndim)
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
         cut = [_rows(value, rows, examples) for value in arguments]
         cut_named = {name: _rows(value, rows, examples) for name, value in named.items()}
         try:
@@ -227,7 +242,9 @@ def _probe(
                         "or watch(model, loss=lambda output, arguments: …) that returns a scalar."
                     )
                 value.backward()  # type: ignore[no-untyped-call]
-            return norms.take()
+            found = norms.take()
+            # Where no token has a label the loss is NaN, and its gradient 0.
+            return found if all(map(math.isfinite, (float(value.detach()), *found.values()))) else {}
         finally:
             for parameter, gradient, required in before:
                 parameter.grad = gradient
@@ -240,4 +257,5 @@ def _rows(value: Any, rows: int, examples: int) -> Any:
     """Return the first examples of what has one row per example; a copy, since inference tensors take no gradient."""
     if not isinstance(value, Tensor):
         return value
+    value = value.detach()  # the loop's own graph ends here
     return value[:examples].clone() if value.ndim and len(value) == rows else value.clone()

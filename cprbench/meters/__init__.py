@@ -10,25 +10,35 @@ hardware.py   the hardware class and what the record says about the machine
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 #: How often a meter is sampled.
 SAMPLES_PER_SECOND = 10
+#: time.monotonic, time.time, or a test's own (seconds).
+Clock = Callable[[], float]
 
 
-class Meter(Protocol):
-    """A source of values. It never invents one: what it cannot read is left out and named in `missing`."""
+class Meter:
+    """A source of values; this one has none. None is ever invented: what cannot be read is left out and in `missing`."""
 
-    name: str
+    name = "meter"
+
+    def __init__(self, **missing: str) -> None:
+        self._missing = missing
 
     def sample(self) -> dict[str, float]:
         """Return cheap values of this moment, by quantity (about 0.1 ms)."""
+        return {}
 
     def edge(self) -> dict[str, float]:
         """Return the values to keep at a phase edge: counters, peaks since the last edge, slow readings."""
+        return self.sample()
 
     def missing(self) -> dict[str, str]:
-        """Return quantity -> why this machine does not measure it."""
+        """Return quantity, or sample key of one device, -> why this machine does not measure it."""
+        return dict(self._missing)
 
     def facts(self) -> dict[str, Any]:
         """Return what stays the same over a run and what a reader needs to judge the values."""
+        return {}

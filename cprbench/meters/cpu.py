@@ -1,10 +1,5 @@
 """Energy of CPU and RAM: counted by RAPL where the kernel lets us read it, else codecarbon's estimate beside.
 
-    RaplMeter              package and DRAM counters under /sys/class/powercap
-    rapl_readings          trace -> cpu_energy_joules, ram_energy_joules           source rapl
-    ModelledEnergy         load of the machine, and the watts that codecarbon assumes for its CPU and RAM
-    modelled_cpu_readings  trace -> cpu_energy_modelled_joules, ram_energy_modelled_joules   source modelled
-
 A modelled value never ranks beside a measured one. codecarbon is imported only when its watts are asked for,
 and only its tables and models are: no tracker, no network, no .codecarbon.config, no CODECARBON_* setting.
 """
@@ -15,34 +10,22 @@ import importlib
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from cprbench.meters import SAMPLES_PER_SECOND
-from cprbench.meters.energy import (
-    WALL,
-    Amount,
-    Cuts,
-    NotMeasured,
-    Spans,
-    energy_reading,
-    outcome,
-    reading,
-    total,
-)
+from cprbench.meters import SAMPLES_PER_SECOND, Clock, Meter
+from cprbench.meters.energy import WALL, Amount, Cuts, NotMeasured, Spans, energy_reading, outcome, reading, total
 from cprbench.meters.hardware import cpu_facts
 from cprbench.meters.trace import Trace, Window
 from cprbench.spec import Reading
 
-#: kind of zone -> (its quantity, its sample key)
-_KINDS = {
-    "package": ("cpu_energy_joules", "rapl_package_energy_joules"),
-    "dram": ("ram_energy_joules", "rapl_dram_energy_joules"),
-}
+_POWERCAP = Path("/sys/class/powercap")
+#: kind of zone -> its quantity; the sample key is rapl_<kind>_energy_joules
+_KINDS = {"package": "cpu_energy_joules", "dram": "ram_energy_joules"}
 #: Above any socket's power: a counter that jumps further was set anew, it did not wrap.
 _LARGEST_WATTS = 5000.0
 #: RAPL counters are brought up to date about once a millisecond.
@@ -58,15 +41,11 @@ _LOAD_STEP_SECONDS = 1.0
 _LOAD_MODEL = "codecarbon's machine mode: TDP x (0.1 + 0.9 x load^3), load of the whole machine over each second"
 
 
-class _WentBackwards(Exception):  # noqa: N818 - becomes a reason in `missing`
-    """A counter fell in a way that no wrap explains."""
-
-
 class _Zone:
     """One powercap zone: its counter without the wraps, in joules since construction."""
 
-    def __init__(self, folder: Path, label: str, kind: str, now: float) -> None:
-        self.folder, self.label, self.kind = folder, label, kind
+    def __init__(self, folder: Path, label: str, now: float) -> None:
+        self.folder, self.label = folder, label
         self._joules, self._last, self._when = 0.0, self.raw(), now
         try:
             self._range = int((folder / "max_energy_range_uj").read_text())
@@ -78,18 +57,21 @@ class _Zone:
         return int((self.folder / "energy_uj").read_text())
 
     def joules(self, now: float) -> float:
-        """Return what was counted since construction; polled at 10 Hz it wraps at most once in between."""
+        """Return what was counted since construction; polled at 10 Hz it wraps at most once in between.
+
+        Raises NotMeasured where the counter fell in a way that no wrap explains.
+        """
         value = self.raw()
         rise = value - self._last
         if rise < 0:
             rise += self._range
         if not 0 <= rise <= 1e6 * _LARGEST_WATTS * (now - self._when + 1):
-            raise _WentBackwards(f"{self.folder.name} went from {self._last} to {value} uJ, which is no wrap")
+            raise NotMeasured(f"{self.folder.name} went from {self._last} to {value} uJ, which is no wrap")
         self._joules, self._last, self._when = self._joules + rise / 1e6, value, now
         return self._joules
 
 
-class RaplMeter:
+class RaplMeter(Meter):
     """Energy counters of CPU packages and DRAM. psys and the subzones core and uncore are not added.
 
     Zones that show one counter count once. Where any zone of a kind cannot be read, the kind is not measured:
@@ -98,20 +80,15 @@ class RaplMeter:
 
     name = "rapl"
 
-    def __init__(
-        self,
-        root: Path = Path("/sys/class/powercap"),
-        clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, root: Path = _POWERCAP, clock: Clock = time.monotonic, wall: Clock = time.time) -> None:
+        super().__init__()
         self._clock, self._wall = clock, wall
         self._zones: dict[str, list[_Zone]] = {kind: [] for kind in _KINDS}
-        self._missing: dict[str, str] = {}
         self._mirrors: dict[str, str] = {}
         self._find(root)
         none = f"no RAPL zone under {root}: a virtual machine, a container that hides it, or an unknown CPU"
         some = bool(self._missing) or any(self._zones.values())
-        for kind, (quantity, _) in _KINDS.items():
+        for kind, quantity in _KINDS.items():
             if quantity in self._missing:
                 self._zones[kind] = []
             elif not self._zones[kind]:
@@ -122,29 +99,21 @@ class RaplMeter:
         values: dict[str, float] = {}
         now = self._clock()
         for kind, zones in self._zones.items():
-            quantity, key = _KINDS[kind]
             if not zones:
                 continue
+            key = f"rapl_{kind}_energy_joules"
             try:
                 values[key] = sum([zone.joules(now) for zone in zones])
             except (OSError, ValueError) as error:
                 self._missing[key] = f"RAPL could not be read during the run ({error})"
-            except _WentBackwards as error:
-                self._missing[quantity] = self._missing[key] = f"RAPL counter lost: {error}"
+            except NotMeasured as error:
+                self._missing[_KINDS[kind]] = self._missing[key] = f"RAPL counter lost: {error}"
                 zones.clear()
         return values | {WALL: self._wall()} if values else {}
 
-    def edge(self) -> dict[str, float]:
-        """Return what `sample` returns."""
-        return self.sample()
-
-    def missing(self) -> dict[str, str]:
-        """Return quantity or sample key -> why it is not measured."""
-        return dict(self._missing)
-
     def facts(self) -> dict[str, Any]:
         """Return the zones that count, by quantity, and those left out as they show another's counter."""
-        counted = {_KINDS[kind][0]: [zone.label for zone in zones] for kind, zones in self._zones.items() if zones}
+        counted = {_KINDS[kind]: [zone.label for zone in zones] for kind, zones in self._zones.items() if zones}
         return {"rapl_zones": counted, "rapl_mirrors": dict(self._mirrors)}
 
     def _find(self, root: Path) -> None:
@@ -160,10 +129,10 @@ class RaplMeter:
                 continue
             label = "/".join(names[name] for name in (parent, folder.name) if name in names)
             try:
-                zone = _Zone(folder, label, kind, self._clock())
+                zone = _Zone(folder, label, self._clock())
                 twin = next((other for other in self._zones[kind] if _same(zone, other)), None)
             except (OSError, ValueError) as error:
-                self._missing[_KINDS[kind][0]] = f"{folder}/energy_uj cannot be read ({error}). {_GRANT}"
+                self._missing[_KINDS[kind]] = f"{folder}/energy_uj cannot be read ({error}). {_GRANT}"
                 continue
             if twin is None:
                 self._zones[kind].append(zone)
@@ -191,16 +160,16 @@ def rapl_readings(trace: Trace, spans: Spans) -> list[Reading]:
     """Return cpu_energy_joules (packages) and ram_energy_joules (DRAM) of every span, source "rapl"."""
     cuts = Cuts(trace)
     return [
-        energy_reading(key, quantity, "rapl", outcome(_counted, cuts, windows, quantity, sample_key))
+        energy_reading(key, quantity, "rapl", outcome(_counted, cuts, windows, quantity, kind))
         for key, windows in spans.items()
-        for quantity, sample_key in _KINDS.values()
+        for kind, quantity in _KINDS.items()
     ]
 
 
-def _counted(cuts: Cuts, windows: Sequence[Window], quantity: str, sample_key: str) -> Amount:
+def _counted(cuts: Cuts, windows: Sequence[Window], quantity: str, kind: str) -> Amount:
     amounts = []
     for window in windows:
-        points, samples = cuts.points(sample_key, window, quantity)
+        points, samples = cuts.points(f"rapl_{kind}_energy_joules", window, quantity)
         rise = points[-1][1] - points[0][1]
         step = rise * min(1.0, _RAPL_STEP_SECONDS / window.seconds) if window.seconds else rise
         amounts.append(Amount(rise, samples, step))
@@ -251,24 +220,24 @@ def assumed_watts() -> AssumedWatts:
     return AssumedWatts(watts, ram_watts, table if listed else guess, ram_from, not listed)
 
 
-class ModelledEnergy:
+class ModelledEnergy(Meter):
     """What codecarbon's estimate needs: the machine's CPU time once a second, assumed watts at edges."""
 
     name = "modelled"
 
     def __init__(self) -> None:
+        super().__init__()
         self._ticks = 0
         self._watts: AssumedWatts | None = None
-        self._missing: dict[str, str] = {}
         try:
             self._watts = assumed_watts()
         except NotMeasured as why:
-            self._missing = {f"{part}_energy_modelled_joules": str(why) for part in ("cpu", "ram")}
+            self._missing = dict.fromkeys(_MODELS, str(why))
 
     def sample(self) -> dict[str, float]:
         """Return cpu_busy_seconds and cpu_total_seconds of the machine, once a second."""
-        due = self._watts is not None and self._ticks % SAMPLES_PER_SECOND == 0
         self._ticks += 1
+        due = self._watts is not None and self._ticks % SAMPLES_PER_SECOND == 1
         return _cpu_seconds() | {WALL: time.time()} if due else {}
 
     def edge(self) -> dict[str, float]:
@@ -277,10 +246,6 @@ class ModelledEnergy:
             return {}
         cpu = "assumed_cpu_guessed_watts" if self._watts.guessed else "assumed_cpu_table_watts"
         return _cpu_seconds() | {cpu: self._watts.cpu, "assumed_ram_watts": self._watts.ram}
-
-    def missing(self) -> dict[str, str]:
-        """Return quantity -> why there is no estimate."""
-        return dict(self._missing)
 
     def facts(self) -> dict[str, Any]:
         """Return the assumed watts and where codecarbon takes them from."""
@@ -303,8 +268,7 @@ def modelled_cpu_readings(trace: Trace, spans: Spans) -> list[Reading]:
     cuts = Cuts(trace)
     readings = []
     for key, windows in spans.items():
-        for part, model in (("cpu", _modelled_cpu), ("ram", _modelled_ram)):
-            quantity = f"{part}_energy_modelled_joules"
+        for quantity, model in _MODELS.items():
             try:
                 joules, detail = 0.0, dict[str, Any]()
                 if not windows:
@@ -321,10 +285,7 @@ def modelled_cpu_readings(trace: Trace, spans: Spans) -> list[Reading]:
 def _modelled_ram(cuts: Cuts, window: Window, quantity: str) -> tuple[float, dict[str, Any]]:
     cuts.points("cpu_total_seconds", window, quantity)  # refuses windows in which the machine slept
     watts = _assumed(cuts, "assumed_ram_watts", quantity)
-    return watts * window.seconds, {
-        "assumed_watts": watts,
-        "assumed_from": "codecarbon's model of RAM modules",
-    }
+    return watts * window.seconds, {"assumed_watts": watts, "assumed_from": "codecarbon's model of RAM modules"}
 
 
 def _modelled_cpu(cuts: Cuts, window: Window, quantity: str) -> tuple[float, dict[str, Any]]:
@@ -348,6 +309,9 @@ def _modelled_cpu(cuts: Cuts, window: Window, quantity: str) -> tuple[float, dic
         first = index
     origin = "codecarbon's guess per thread" if guessed else "codecarbon's table of CPUs"
     return joules, {"assumed_watts": watts, "assumed_from": origin, "load_model": _LOAD_MODEL}
+
+
+_MODELS = {"cpu_energy_modelled_joules": _modelled_cpu, "ram_energy_modelled_joules": _modelled_ram}
 
 
 def _assumed(cuts: Cuts, key: str, quantity: str) -> float:

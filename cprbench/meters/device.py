@@ -1,8 +1,5 @@
 """GPUs, asked of the driver through NVML (`pynvml` of nvidia-ml-py, loaded only when a meter is made).
 
-    GpuMeter          energy counter, power, memory, clock and temperature of the devices that a run uses
-    visible_devices   which devices CUDA shows, from CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER
-
 Devices are known by UUID: NVML numbers boards by PCI bus, CUDA by its own rules. energy.py makes readings.
 """
 
@@ -11,12 +8,13 @@ from __future__ import annotations
 import importlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cprbench.errors import SpecError, did_you_mean
-from cprbench.meters import SAMPLES_PER_SECOND
+from cprbench.meters import SAMPLES_PER_SECOND, Clock, Meter
 from cprbench.meters.energy import WALL
 
 #: What gpu_readings gives; without NVML each of them has the same reason.
@@ -28,6 +26,8 @@ QUANTITIES = (
 )
 #: NVML says "not available" with the largest number of the type.
 _NOT_AVAILABLE = (2**32 - 1, 2**64 - 1)
+#: What facts() tells of a device.
+_FACTS = ("uuid", "name", "memory_bytes", "baseline_memory_bytes", "power_limit_watts", "power_from", "mig", "share")
 #: Counter and power belong to the whole board.
 _SHARED = ("energy_counter_joules", "power_watts")
 #: Asked once a second: they change slowly, and each question costs a call into the driver.
@@ -35,7 +35,7 @@ _SLOW = ("sm_clock_mhz", "temperature_celsius")
 _MIG_WHY = "MIG is on: NVML counts the energy of the whole board, which other slices share"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Device:
     """One accelerator of the run: a board, or a MIG slice of one.
 
@@ -46,12 +46,17 @@ class Device:
     uuid: str
     name: str
     memory_bytes: int | None
-    baseline_bytes: int | None  # used by others when the meter was made
+    baseline_memory_bytes: int | None  # used by others when the meter was made
     power_limit_watts: float | None
     mig: bool
     share: float | None  # of a board: 1, or the slice's share of its slices
     handle: Any = field(repr=False, compare=False)
     board: Any = field(repr=False, compare=False)
+    power_from: str | None = None  # which of NVML's ways to ask for power the driver answers
+
+    def key(self, suffix: str) -> str:
+        """Return the sample key of one of its values."""
+        return f"gpu{self.position}_{suffix}"
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def visible_devices(boards: Sequence[tuple[str, str]], environ: Mapping[str, str
     return chosen
 
 
-class GpuMeter:
+class GpuMeter(Meter):
     """The GPUs of a run. What the driver does not answer is left out and named in `missing`, never zero.
 
     uuids: the devices that the run uses ("GPU-…", "MIG-…", or torch's form without the prefix); without them
@@ -106,16 +111,11 @@ class GpuMeter:
     name = "gpu"
 
     def __init__(
-        self,
-        uuids: Sequence[str] | None = None,
-        environ: Mapping[str, str] | None = None,
-        wall: Callable[[], float] = time.time,
+        self, uuids: Sequence[str] | None = None, environ: Mapping[str, str] | None = None, wall: Clock = time.time
     ) -> None:
-        self._wall = wall
-        self._ticks = 0
-        self._missing: dict[str, str] = {}
+        super().__init__()
+        self._wall, self._ticks = wall, 0
         self._readers: dict[str, tuple[Device, Callable[[], float]]] = {}
-        self._power_from: dict[str, str] = {}
         self._nvml: Any = None
         self._open = False
         self.devices: tuple[Device, ...] = ()
@@ -133,12 +133,11 @@ class GpuMeter:
     @property
     def hardware_class(self) -> str | None:
         """The hardware class of the devices (DESIGN section 1), such as "1x NVIDIA H200 140 GiB 700 W"."""
-        kinds: dict[str, int] = {}
+        kinds = Counter[str]()
         for device in self.devices:
             gib = "unknown" if device.memory_bytes is None else f"{device.memory_bytes / 2**30:.0f}"
             watts = "unknown" if device.power_limit_watts is None else f"{device.power_limit_watts:.0f}"
-            kind = f"{device.name} {gib} GiB {watts} W"
-            kinds[kind] = kinds.get(kind, 0) + 1
+            kinds[f"{device.name} {gib} GiB {watts} W"] += 1
         return " + ".join(f"{count}x {kind}" for kind, count in sorted(kinds.items())) or None
 
     def sample(self) -> dict[str, float]:
@@ -146,39 +145,18 @@ class GpuMeter:
 
         Clock (MHz) and temperature (degrees Celsius) come once a second.
         """
-        slow = self._ticks % SAMPLES_PER_SECOND == 0
         self._ticks += 1
-        return self._values(slow)
+        return self._values(slow=self._ticks % SAMPLES_PER_SECOND == 1)
 
     def edge(self) -> dict[str, float]:
         """Return all values of every device. Synchronise the device first: NVML does not wait for it."""
         return self._values(slow=True)
 
-    def missing(self) -> dict[str, str]:
-        """Return quantity, or sample key of one device, -> why it is not measured."""
-        return dict(self._missing)
-
     def facts(self) -> dict[str, Any]:
         """Return what stays the same over a run: devices, driver, hardware class, allotted accelerators."""
-        gpus = [
-            {
-                "uuid": device.uuid,
-                "name": device.name,
-                "memory_bytes": device.memory_bytes,
-                "baseline_memory_bytes": device.baseline_bytes,
-                "power_limit_watts": device.power_limit_watts,
-                "power_from": self._power_from.get(_key(device, "power_watts")),
-                "mig": device.mig,
-                "share": device.share,
-            }
-            for device in self.devices
-        ]
-        return {
-            "gpus": gpus,
-            "driver": self.driver,
-            "hardware_class": self.hardware_class,
-            "allotted": self.allotted,
-        }
+        gpus = [{name: getattr(device, name) for name in _FACTS} for device in self.devices]
+        rest = {"driver": self.driver, "hardware_class": self.hardware_class, "allotted": self.allotted}
+        return {"gpus": gpus} | rest
 
     def foreign_processes(self, own_pids: Collection[int]) -> list[ForeignProcess] | None:
         """Return compute processes on the run's devices not in `own_pids`; None where NVML does not say.
@@ -204,8 +182,6 @@ class GpuMeter:
             self._open = False
             self._nvml.nvmlShutdown()
 
-    # --- construction -------------------------------------------------------------------------------
-
     def _find(self, uuids: Sequence[str] | None, environ: Mapping[str, str]) -> str | None:
         """Find the devices and what each of them answers; return why there are none."""
         try:
@@ -221,15 +197,14 @@ class GpuMeter:
             if not chosen:
                 shown = f"CUDA_VISIBLE_DEVICES shows none of {len(boards)}" if boards else "the driver has none"
                 return f"no NVML device: {shown}"
-            devices = tuple(self._device(position, uuid) for position, uuid in enumerate(chosen))
+            self.devices = tuple([self._device(position, uuid) for position, uuid in enumerate(chosen)])
         except self._nvml.NVMLError as error:
             return f"no NVML device: {error}"
         except SpecError as error:
             if uuids is not None:
                 raise
             return str(error)
-        self.devices = devices
-        for device in devices:
+        for device in self.devices:
             self._prepare(device)
         return None
 
@@ -265,10 +240,8 @@ class GpuMeter:
             mig, handle = True, nvml.nvmlDeviceGetMigDeviceHandleByIndex(board, 0)
         share: float | None = 1.0
         if mig:
-            part, whole = (
-                self._told(nvml.nvmlDeviceGetAttributes, handle),
-                self._told(nvml.nvmlDeviceGetMaxMigDeviceCount, board),
-            )
+            part = self._told(nvml.nvmlDeviceGetAttributes, handle)
+            whole = self._told(nvml.nvmlDeviceGetMaxMigDeviceCount, board)
             share = part.gpuInstanceSliceCount / whole if part is not None and whole else None
         memory = self._told(nvml.nvmlDeviceGetMemoryInfo, handle)
         limit = self._told(nvml.nvmlDeviceGetEnforcedPowerLimit, board)
@@ -277,7 +250,7 @@ class GpuMeter:
             uuid=str(nvml.nvmlDeviceGetUUID(handle)),
             name=str(nvml.nvmlDeviceGetName(handle)),
             memory_bytes=None if memory is None else int(memory.total),
-            baseline_bytes=None if memory is None else int(memory.used),
+            baseline_memory_bytes=None if memory is None else int(memory.used),
             power_limit_watts=None if limit is None else limit / 1000,
             mig=mig,
             share=share,
@@ -295,7 +268,7 @@ class GpuMeter:
     def _prepare(self, device: Device) -> None:
         """Keep, for every quantity of a device, the first way of asking that the driver answers."""
         nvml, board, handle = self._nvml, device.board, device.handle
-        baseline = device.baseline_bytes or 0
+        baseline = device.baseline_memory_bytes or 0
         ways: dict[str, dict[str, Callable[[], float]]] = {
             "energy_counter_joules": {"counter": lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(board) / 1000},
             "power_watts": {
@@ -311,11 +284,11 @@ class GpuMeter:
             },
         }
         for suffix, asked in ways.items():
-            key = _key(device, suffix)
+            key = device.key(suffix)
             if device.mig and suffix in _SHARED:
                 self._missing[key] = _MIG_WHY
                 continue
-            if suffix == "memory_used_bytes" and device.baseline_bytes is None:
+            if suffix == "memory_used_bytes" and device.baseline_memory_bytes is None:
                 self._missing[key] = f"{device.uuid} did not tell how much memory was used before the run"
                 continue
             for way, read in asked.items():
@@ -327,42 +300,30 @@ class GpuMeter:
                 self._readers[key] = (device, read)
                 self._missing.pop(key, None)
                 if suffix == "power_watts":
-                    self._power_from[key] = way
+                    device.power_from = way
                 break
 
-    # --- reading ------------------------------------------------------------------------------------
-
     def _values(self, slow: bool) -> dict[str, float]:
-        values: dict[str, float] = {}
+        nvml, values = self._nvml, dict[str, float]()
         for key, (device, read) in list(self._readers.items()):
             if key not in self._readers or (key.endswith(_SLOW) and not slow):
                 continue
             try:
                 values[key] = read()
-            except self._nvml.NVMLError as error:
-                self._failed(key, device, error)
+            except nvml.NVMLError as error:
+                gone = (nvml.NVML_ERROR_GPU_IS_LOST, nvml.NVML_ERROR_GPU_NOT_FOUND, nvml.NVML_ERROR_RESET_REQUIRED)
+                if error.value not in gone:
+                    self._missing[key] = f"{device.uuid} failed to give it during the run (NVML: {error})"
+                    continue
+                for lost in [k for k, (of, _) in self._readers.items() if of is device]:
+                    del self._readers[lost]
+                    self._missing[lost] = f"{device.uuid} was lost during the run (NVML: {error})"
         return values | {WALL: self._wall()} if values else {}
-
-    def _failed(self, key: str, device: Device, error: Any) -> None:
-        nvml = self._nvml
-        if error.value in (
-            nvml.NVML_ERROR_GPU_IS_LOST,
-            nvml.NVML_ERROR_GPU_NOT_FOUND,
-            nvml.NVML_ERROR_RESET_REQUIRED,
-        ):
-            for lost in [k for k, (of, _) in self._readers.items() if of.position == device.position]:
-                del self._readers[lost]
-                self._missing[lost] = f"{device.uuid} was lost during the run (NVML: {error})"
-        else:
-            self._missing[key] = f"{device.uuid} failed to give it during the run (NVML: {error})"
 
     def _field(self, board: Any, number: int) -> int:
         nvml = self._nvml
         found = nvml.nvmlDeviceGetFieldValues(board, [number])[0]
-        kinds = {
-            nvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal",
-            nvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal",
-        }
+        kinds = {nvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal", nvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal"}
         if found.nvmlReturn != nvml.NVML_SUCCESS or found.valueType not in kinds:
             raise nvml.NVMLError(found.nvmlReturn or nvml.NVML_ERROR_NOT_SUPPORTED)
         return int(getattr(found.value, kinds[found.valueType]))
@@ -371,7 +332,3 @@ class GpuMeter:
         if milliwatts == 0 or milliwatts in _NOT_AVAILABLE:  # a board that runs never takes 0 W
             raise self._nvml.NVMLError(self._nvml.NVML_ERROR_NO_DATA)
         return milliwatts / 1000
-
-
-def _key(device: Device, suffix: str) -> str:
-    return f"gpu{device.position}_{suffix}"

@@ -1,9 +1,5 @@
 """Energy and device memory out of a trace. Pure: a stored samples.jsonl gives the same readings again.
 
-    Cuts            one quantity's samples inside one window, or NotMeasured with the reason
-    energy_reading  the rules that every energy keeps (floor, coarse, never zero); cpu.py uses them too
-    gpu_readings    counter, power and memory samples of every GPU -> readings per phase, attempt and "billed"
-
 What is refused rather than guessed at: a value that is negative or no number, a window in which a clock
 jumped or the machine slept, a window whose ends no sample reaches, a counter that does not move.
 Per-device sample keys are "gpu<position>_<suffix>"; device.py writes them.
@@ -16,15 +12,15 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import pairwise
 from statistics import fmean
 from typing import Any, Literal, TypeVarTuple
 
-from cprbench.meters.trace import Sample, Trace, Window
+from cprbench.meters.trace import Point, Sample, Trace, Window, time_of, trapezoid
 from cprbench.spec import Phase, Reading
 
 Given = TypeVarTuple("Given")
-Point = tuple[float, float]
 SpanKey = tuple[Phase | Literal["billed"], int]
 #: (phase, attempt) -> its windows; ("billed", 1) holds every billed window, metered as one.
 Spans = Mapping[SpanKey, Sequence[Window]]
@@ -88,27 +84,16 @@ def total(amounts: Sequence[Amount]) -> Amount:
     )
 
 
-def trapezoid(points: Sequence[Point]) -> float:
-    """Return the integral over time of points, linear in between (value x seconds)."""
-    return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points))
-
-
 class Cuts:
     """The samples of a trace, quantity by quantity, cut to windows."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self._series: dict[str, list[Point]] = {}
+        self.series = cache(trace.series)
         # Both clocks are judged by the sampler's own lines: an edge is stamped before it is read and written.
         steady = [sample for sample in trace.samples if sample.edge is None]
         self._folds = _folds(steady)
         self._wall = sorted((sample.t, sample.values[WALL]) for sample in steady if WALL in sample.values)
-
-    def series(self, quantity: str) -> list[Point]:
-        """Return (t, value) of every sample that has the quantity, in order of time."""
-        if quantity not in self._series:
-            self._series[quantity] = self.trace.series(quantity)
-        return self._series[quantity]
 
     def why(self, *names: str, default: str) -> str:
         """Return the reason that a meter gave for the first of `names`, else `default`."""
@@ -126,7 +111,7 @@ class Cuts:
         found = self.series(quantity) if series is None else series
         names, start, end = (quantity, *also), window.start.t, window.end.t
         self._refuse_clock(window)
-        low, high = bisect_left(found, start, key=_time), bisect_right(found, end, key=_time)
+        low, high = bisect_left(found, start, key=time_of), bisect_right(found, end, key=time_of)
         inside, before, after = found[low:high], found[max(0, low - 1) : low], found[high : high + 1]
         if not inside:
             raise NotMeasured(self.why(*names, default=f"no sample of {quantity} in {_place(window)}"))
@@ -153,7 +138,7 @@ class Cuts:
         if any(low <= end and high >= start for low, high in self._folds):
             raise NotMeasured(f"the clock ran backwards in {_place(window)}")
         wall = self._wall
-        near = wall[max(0, bisect_left(wall, start, key=_time) - 1) : bisect_right(wall, end, key=_time) + 1]
+        near = wall[max(0, bisect_left(wall, start, key=time_of) - 1) : bisect_right(wall, end, key=time_of) + 1]
         for a, b in pairwise(near):
             jump = (b[1] - a[1]) - (b[0] - a[0])
             if not abs(jump) <= CLOCK_SECONDS:  # also true of NaN
@@ -209,8 +194,8 @@ def gpu_readings(trace: Trace, spans: Spans) -> list[Reading]:
     memory = _memory(trace, boards)
     readings: list[Reading] = []
     for key, windows in spans.items():
-        counted = outcome(_energy, cuts, boards, windows, "gpu_energy_joules", _Board.counted)
-        sampled = outcome(_energy, cuts, boards, windows, "gpu_energy_sampled_joules", _Board.sampled)
+        counted = outcome(_energy, cuts, boards, windows, "gpu_energy_joules")
+        sampled = outcome(_energy, cuts, boards, windows, "gpu_energy_sampled_joules")
         flags = ["counter_sampler_gap"] if _apart(counted, sampled) else []
         readings += [
             energy_reading(key, "gpu_energy_joules", "counter", counted, flags),
@@ -224,8 +209,7 @@ class _Board:
     """One device's samples."""
 
     def __init__(self, cuts: Cuts, name: str) -> None:
-        self.name = name
-        self.cuts = cuts
+        self.name, self.cuts = name, cuts
         self._counter, self._power = f"{name}_energy_counter_joules", f"{name}_power_watts"
         self._climb, self._resets, self._faults = _climb(cuts.series(self._counter), cuts.series(self._power))
 
@@ -260,14 +244,10 @@ class _Board:
         return found | ({"sm_clock_mhz_mean": fmean(clock), "sm_clock_mhz_min": min(clock)} if clock else {})
 
 
-_Measure = Callable[[_Board, Window], Amount]
-
-
-def _energy(
-    cuts: Cuts, boards: Sequence[_Board], windows: Sequence[Window], quantity: str, measure: _Measure
-) -> Amount:
+def _energy(cuts: Cuts, boards: Sequence[_Board], windows: Sequence[Window], quantity: str) -> Amount:
     if not boards:
         raise NotMeasured(cuts.why(quantity, default="no GPU was metered in this run"))
+    measure = _Board.counted if quantity == "gpu_energy_joules" else _Board.sampled
     each = {board.name: total([measure(board, window) for window in windows]) for board in boards}
     detail: dict[str, Any] = {"devices": {name: amount.value for name, amount in each.items()}}
     if quantity == "gpu_energy_joules":
@@ -309,12 +289,12 @@ def _climb(counter: list[Point], power: list[Point]) -> tuple[list[Point], list[
 
 
 def _returns(counter: list[Point], index: int, old: float) -> bool:
-    limit = bisect_right(counter, counter[index][0] + REORDER_SECONDS, key=_time)
+    limit = bisect_right(counter, counter[index][0] + REORDER_SECONDS, key=time_of)
     return any(value >= old for _, value in counter[index + 1 : limit])
 
 
 def _covered(power: list[Point], start: float, end: float) -> float | None:
-    near = power[bisect_left(power, start, key=_time) : bisect_right(power, end, key=_time)]
+    near = power[bisect_left(power, start, key=time_of) : bisect_right(power, end, key=time_of)]
     if len(near) < 2 or near[0][0] > start or near[-1][0] < end:
         return None
     if any(b[0] - a[0] > COVER_SECONDS or not math.isfinite(b[1]) or b[1] < 0 for a, b in pairwise(near)):
@@ -350,13 +330,6 @@ def _memory_readings(
     samples = sum(count for _, count in found)
     values = (peak, sum(trapezoid(points) for points, _ in found))
     return [reading(key, q, "sampled", value, samples=samples) for q, value in zip(quantities, values, strict=True)]
-
-
-# --- times ------------------------------------------------------------------------------------------
-
-
-def _time(point: Point) -> float:
-    return point[0]
 
 
 def _end(t: float, inner: Point, outer: list[Point], hold: float) -> list[Point] | None:

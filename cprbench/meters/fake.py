@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
+from cprbench.meters import Clock, Meter
 from cprbench.meters.trace import Trace
 
 
-class NullMeter:
+class NullMeter(Meter):
     """Measures nothing and says why, by quantity."""
 
     name = "null"
-
-    def __init__(self, **why: str) -> None:
-        self._why = why
-
-    def sample(self) -> dict[str, float]:
-        """Return no value."""
-        return {}
-
-    def edge(self) -> dict[str, float]:
-        """Return no value."""
-        return {}
-
-    def missing(self) -> dict[str, str]:
-        """Return the reasons given."""
-        return self._why
-
-    def facts(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
 
 
 class FakeMeter(NullMeter):
@@ -39,21 +20,13 @@ class FakeMeter(NullMeter):
 
     name = "fake"
 
-    def __init__(
-        self, script: Callable[[float], Mapping[str, float]], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, script: Callable[[float], Mapping[str, float]], clock: Clock = time.monotonic) -> None:
         super().__init__()
-        self._script = script
-        self._clock = clock
-        self._start = clock()
+        self._script, self._clock, self._start = script, clock, clock()
 
     def sample(self) -> dict[str, float]:
         """Return the script's values of now."""
         return dict(self._script(self._clock() - self._start))
-
-    def edge(self) -> dict[str, float]:
-        """Return the same as a sample."""
-        return self.sample()
 
 
 class ReplayMeter(FakeMeter):
@@ -61,7 +34,7 @@ class ReplayMeter(FakeMeter):
 
     name = "replay"
 
-    def __init__(self, trace: Trace, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, trace: Trace, clock: Clock = time.monotonic) -> None:
         taken = sorted((s for s in trace.samples if s.values), key=lambda s: s.t)
         first = taken[0].t if taken else 0.0
 
@@ -70,4 +43,4 @@ class ReplayMeter(FakeMeter):
             return past[-1] if past else {}
 
         super().__init__(script, clock)
-        self._why = dict(trace.missing)
+        self._missing = dict(trace.missing)

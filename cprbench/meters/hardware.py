@@ -11,16 +11,7 @@ from pathlib import Path
 from typing import Any
 
 #: Packages whose version can change a result.
-_PACKAGES = (
-    "accelerate",
-    "cprbench",
-    "numpy",
-    "peft",
-    "safetensors",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
+_PACKAGES = ("accelerate", "cprbench", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers")
 
 
 def cpu_facts() -> dict[str, str]:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cprbench.meters.carbon import JOULES_PER_KWH, CarbonFactors, co2_reading
 from cprbench.meters.cpu import modelled_cpu_readings, rapl_readings
-from cprbench.meters.energy import Cuts, NotMeasured, SpanKey, gpu_readings, reading, trapezoid
+from cprbench.meters.energy import Cuts, NotMeasured, Source, SpanKey, Spans, gpu_readings, reading
 from cprbench.meters.flops import Flops
-from cprbench.meters.trace import Trace, Window
+from cprbench.meters.trace import Trace, Window, trapezoid
 from cprbench.spec import BILLED_PHASES, PHASES, Gamma, Reading
 
 _BYTE_SECONDS_PER_GB_HOUR = 1e9 * 3600
-#: memory basis -> the reading of its peak
-_PEAKS = {
-    "rss": "peak_rss_bytes",
-    "pss": "peak_pss_tree_bytes",
-    "device": "peak_device_memory_bytes",
-    "reserved": "peak_cuda_reserved_bytes",
+#: memory basis -> the readings of its integral and of its peak
+_BASES = {
+    "rss": ("rss_byte_seconds", "peak_rss_bytes"),
+    "pss": ("pss_tree_byte_seconds", "peak_pss_tree_bytes"),
+    "device": ("device_memory_byte_seconds", "peak_device_memory_bytes"),
+    "reserved": ("cuda_reserved_byte_seconds", "peak_cuda_reserved_bytes"),
 }
+_ByQuantity = Mapping[str, list[Reading]]
 #: Memories that are integrated over time, and why one may have no samples at all.
 _MEMORIES = (
     ("rss", "no single process was watched"),
@@ -70,34 +72,30 @@ def account(
     energies = [*gpu_readings(trace, spans), *rapl_readings(trace, spans), *modelled_cpu_readings(trace, spans)]
     fresh = [r.model_copy(update={"flags": sorted({*r.flags, *flags})}) for r in (*fresh, *energies)]
     for key in spans:
-        fresh.append(co2_reading(key, _scope([r for r in fresh if (r.phase, r.attempt) == key], on_gpu)[0], carbon))
+        own = _by_quantity(r for r in fresh if (r.phase, r.attempt) == key)
+        fresh.append(co2_reading(key, _scope(own, on_gpu)[0], carbon))
     readings = [*earlier, *fresh]
-    billed = [r for r in readings if r.phase == "billed"]
+    billed = _by_quantity(r for r in readings if r.phase == "billed")
     # A phase that did not take place took no time: that zero is measured.
-    seconds: dict[str, float | None] = {
-        phase: _total(r for r in readings if _is(r, phase, "seconds")) or 0.0 for phase in PHASES
-    }
-    billed_seconds = _total(r for r in billed if r.quantity == "seconds") or 0.0
-    seconds["billed"] = billed_seconds
-    seconds["billed_last_attempt"] = _total(r for r in fresh if _is(r, "billed", "seconds")) or 0.0
-    memory, basis = _memory_basis(billed, on_gpu)
-    byte_seconds = _total(r for r in billed if r.quantity == memory)
+    seconds: dict[str, float | None] = {phase: _seconds(readings, phase) for phase in (*PHASES, "billed")}
+    seconds["billed_last_attempt"] = _seconds(fresh, "billed")
+    hours = _seconds(readings, "billed") / 3600
+    basis = _memory_basis(billed, on_gpu)
+    area, peak = _BASES[basis]
+    byte_seconds, flop_total = _total(billed[area]), _total(billed["flops"])
     scoped, scope = _scope(billed, on_gpu)
     joules = _total(scoped)
-    flop_total = _total(r for r in billed if r.quantity == "flops")
-    hours = billed_seconds / 3600
     gamma = Gamma(
         device_hours=None if accelerators is None else hours * (accelerators or 1),
         core_hours=hours * cores,
         energy_kwh=None if joules is None else joules / JOULES_PER_KWH,
         memory_gb_hours=None if byte_seconds is None else byte_seconds / _BYTE_SECONDS_PER_GB_HOUR,
-        co2_kg=_total(r for r in billed if r.quantity == "co2_kg"),
+        co2_kg=_total(billed["co2_kg"]),
         flops=None if flop_total is None else round(flop_total),
         energy_scope=None if joules is None else scope,
         memory_basis=basis,
     )
-    peak_name = _PEAKS[basis]
-    peaks = [r.value for r in billed if r.quantity == peak_name and r.value is not None]
+    peaks = [r.value for r in billed[peak] if r.value is not None]
     return Account(readings, seconds, gamma, int(max(peaks)) if peaks else None)
 
 
@@ -131,38 +129,38 @@ def _times_and_memory(cuts: Cuts, key: SpanKey, windows: Sequence[Window]) -> li
     trace = cuts.trace
     flags = ["cut"] if any(window.cut for window in windows) else []
 
-    def found(quantity: str, value: float | None, source: str, why: str, **detail: Any) -> Reading:
+    def found(quantity: str, value: float | None, source: Source, why: str, **detail: Any) -> Reading:
         source_of = quantity.removeprefix("peak_").replace("_byte_seconds", "_bytes")
         told = trace.missing.get(quantity) or trace.missing.get(source_of) or why
-        given = NotMeasured(told) if value is None else value
-        return reading(key, quantity, source, given, flags, **detail)  # type: ignore[arg-type]
+        return reading(key, quantity, source, NotMeasured(told) if value is None else value, flags, **detail)
+
+    def at_ends(quantity: str) -> list[float]:
+        return [w.end.values[quantity] for w in windows if quantity in w.end.values]
 
     result = [found("seconds", sum(w.seconds for w in windows), "counter", "")]
-    ends = [w.end.values for w in windows]
     for name, why in _MEMORIES:
         value, used, refused = _integral(cuts, f"{name}_bytes", windows, why)
         result.append(found(f"{name}_byte_seconds", value, "sampled", refused, samples=used))
         if name.startswith("cuda"):
             # The allocator's own peak, taken at phase ends, catches what falls between two samples.
-            peaks = [v[f"peak_{name}_bytes"] for v in ends if f"peak_{name}_bytes" in v]
-            result.append(found(f"peak_{name}_bytes", max(peaks, default=None), "counter", why))
-    tree_peak = trace.peak("pss_tree_bytes", windows)
+            peak = f"peak_{name}_bytes"
+            result.append(found(peak, max(at_ends(peak), default=None), "counter", why))
+    tree_peak, rss_peak = trace.peak("pss_tree_bytes", windows), trace.peak("rss_bytes", windows)
     result.append(found("peak_pss_tree_bytes", tree_peak, "sampled", "no process tree was watched"))
-    for quantity in ("peak_rss_bytes", "pss_bytes"):
-        values = [v[quantity] for v in ends if quantity in v]
-        if quantity == "peak_rss_bytes" and "peak_rss_reset" in trace.missing:
-            # The kernel's peak would be that of an earlier phase: the largest sample is ours.
-            result.append(found(quantity, trace.peak("rss_bytes", windows), "sampled", trace.missing["peak_rss_reset"]))
-            continue
-        if quantity == "peak_rss_bytes" and flags:  # a killed phase left no peak, but it left samples
-            values += [peak for peak in [trace.peak("rss_bytes", windows)] if peak is not None]
-        result.append(found(quantity, max(values, default=None), "counter", "no window ended while it could be read"))
+    no_end = "no window ended while it could be read"
+    if "peak_rss_reset" in trace.missing:
+        # The kernel's peak would be that of an earlier phase: the largest sample is ours.
+        result.append(found("peak_rss_bytes", rss_peak, "sampled", trace.missing["peak_rss_reset"]))
+    else:
+        peaks = at_ends("peak_rss_bytes")
+        if flags and rss_peak is not None:  # a killed phase left no peak, but it left samples
+            peaks.append(rss_peak)
+        result.append(found("peak_rss_bytes", max(peaks, default=None), "counter", no_end))
+    result.append(found("pss_bytes", max(at_ends("pss_bytes"), default=None), "counter", no_end))
     return result
 
 
-def _flops(
-    key: SpanKey, flops: Mapping[tuple[str, int], Flops] | str, spans: Mapping[SpanKey, Sequence[Window]]
-) -> Reading:
+def _flops(key: SpanKey, flops: Mapping[tuple[str, int], Flops] | str, spans: Spans) -> Reading:
     phase, attempt = key
     if isinstance(flops, str):
         return reading(key, "flops", "counted", NotMeasured(flops))
@@ -171,37 +169,37 @@ def _flops(
     return reading(key, "flops", "counted", done.total, (), padding=done.padding)
 
 
-def _scope(readings: Sequence[Reading], on_gpu: bool) -> tuple[list[Reading], str]:
+def _scope(found: _ByQuantity, on_gpu: bool) -> tuple[list[Reading], str]:
     """Return the energies that gamma's energy is the sum of, and what they cover (DESIGN section 1, gamma)."""
     if on_gpu:
-        counted = [r for r in readings if r.quantity == "gpu_energy_joules"]
-        sampled = [r for r in readings if r.quantity == "gpu_energy_sampled_joules"]
+        counted, sampled = found["gpu_energy_joules"], found["gpu_energy_sampled_joules"]
         if _total(counted) is None and _total(sampled) is not None:
             return sampled, "gpu boards (power samples)"
         return counted, "gpu boards"
-    packages = [r for r in readings if r.quantity == "cpu_energy_joules"]
-    dram = [r for r in readings if r.quantity == "ram_energy_joules"]
+    packages, dram = found["cpu_energy_joules"], found["ram_energy_joules"]
     if _total(dram) is None:
         return packages, "rapl packages"
     return [*packages, *dram], "rapl packages + dram"
 
 
-def _memory_basis(billed: Sequence[Reading], on_gpu: bool) -> tuple[str, str]:
-    """Return the reading that memory_gb_hours is made of: on a shared GPU the device's own use is not ours."""
+def _memory_basis(billed: _ByQuantity, on_gpu: bool) -> str:
+    """Return what memory_gb_hours is made of: on a shared GPU the device's own use is not ours."""
+    totals = {basis: _total(billed[area]) for basis, (area, _) in _BASES.items()}
     if not on_gpu:
-        rss = [r for r in billed if r.quantity == "rss_byte_seconds"]
-        tree = [r for r in billed if r.quantity == "pss_tree_byte_seconds"]
-        if _total(rss) is None and _total(tree) is not None:
-            return "pss_tree_byte_seconds", "pss"
-        return "rss_byte_seconds", "rss"
-    device = [r for r in billed if r.quantity == "device_memory_byte_seconds"]
-    if _total(device) is not None and not any("shared" in r.flags for r in device):
-        return "device_memory_byte_seconds", "device"
-    return "cuda_reserved_byte_seconds", "reserved"
+        return "pss" if totals["rss"] is None and totals["pss"] is not None else "rss"
+    shared = any("shared" in r.flags for r in billed["device_memory_byte_seconds"])
+    return "reserved" if shared or totals["device"] is None else "device"
 
 
-def _is(found: Reading, phase: str, quantity: str) -> bool:
-    return found.phase == phase and found.quantity == quantity
+def _by_quantity(readings: Iterable[Reading]) -> _ByQuantity:
+    found: dict[str, list[Reading]] = defaultdict(list)
+    for r in readings:
+        found[r.quantity].append(r)
+    return found
+
+
+def _seconds(readings: Iterable[Reading], phase: str) -> float:
+    return _total(r for r in readings if r.phase == phase and r.quantity == "seconds") or 0.0
 
 
 def _total(readings: Iterable[Reading]) -> float | None:

@@ -10,15 +10,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+from cprbench.meters import Meter
 
-class MemoryMeter:
+
+class MemoryMeter(Meter):
     """Resident memory of one process. Absent /proc entries are named in `missing`, never read as zero."""
 
     name = "memory"
 
     def __init__(self, pid: int) -> None:
+        super().__init__()
         self._folder = Path(f"/proc/{pid}")
-        self._missing: dict[str, str] = {}
         if not self._folder.is_dir():
             reason = f"{self._folder} cannot be read: no /proc on this system, or the process is gone"
             self._missing = dict.fromkeys(("rss_bytes", "peak_rss_bytes", "pss_bytes"), reason)
@@ -31,11 +33,8 @@ class MemoryMeter:
     def edge(self) -> dict[str, float]:
         """Return rss_bytes, peak_rss_bytes since the last edge, and pss_bytes."""
         status = self._status()
-        values = {
-            quantity: status[field]
-            for quantity, field in (("rss_bytes", "VmRSS"), ("peak_rss_bytes", "VmHWM"))
-            if field in status
-        }
+        fields = {"rss_bytes": "VmRSS", "peak_rss_bytes": "VmHWM"}
+        values = {quantity: status[field] for quantity, field in fields.items() if field in status}
         try:
             rollup = (self._folder / "smaps_rollup").read_text()
             values["pss_bytes"] = next(_kib(line) for line in rollup.splitlines() if line.startswith("Pss:"))
@@ -44,14 +43,9 @@ class MemoryMeter:
         try:
             (self._folder / "clear_refs").write_text("5")  # resets VmHWM: the next peak is the next phase's own
         except OSError as error:
-            self._missing.setdefault(
-                "peak_rss_reset", f"VmHWM is not reset per phase: {self._folder}/clear_refs ({error})"
-            )
+            why = f"VmHWM is not reset per phase: {self._folder}/clear_refs ({error})"
+            self._missing.setdefault("peak_rss_reset", why)
         return values
-
-    def missing(self) -> dict[str, str]:
-        """Return quantity -> reason."""
-        return dict(self._missing)
 
     def facts(self) -> dict[str, Any]:
         """Return the machine's page size in bytes, the resolution of RSS."""

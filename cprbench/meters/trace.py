@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
 from cprbench.errors import StoreError
 from cprbench.schema import canonical_json
+
+#: (t, value)
+Point = tuple[float, float]
+time_of = itemgetter(0)
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class Trace:
         last = max((s for s in self.samples if start.t <= s.t < limit), key=lambda s: s.t, default=start)
         return Window(str(start.phase), start.attempt, start, last, cut=True)
 
-    def series(self, quantity: str) -> list[tuple[float, float]]:
+    def series(self, quantity: str) -> list[Point]:
         """Return (t, value) of every sample that has the quantity, in order of time."""
         return sorted((s.t, s.values[quantity]) for s in self.samples if quantity in s.values)
 
@@ -130,9 +136,7 @@ class Trace:
         for window in windows:
             inside = [point for point in series if window.start.t <= point[0] <= window.end.t]
             used += len(inside)
-            points = [(window.start.t, _at(series, window.start.t)), *inside]
-            points.append((window.end.t, _at(series, window.end.t)))
-            total += sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points))
+            total += trapezoid([_at(series, window.start.t), *inside, _at(series, window.end.t)])
         return total, used
 
     def peak(self, quantity: str, windows: Iterable[Window]) -> float | None:
@@ -141,16 +145,17 @@ class Trace:
         return max(inside, default=None)
 
 
-def _at(series: Sequence[tuple[float, float]], t: float) -> float:
-    before: tuple[float, float] | None = None
-    for point in series:
-        if point[0] >= t:
-            if before is None or point[0] == t:
-                return point[1]
-            share = (t - before[0]) / (point[0] - before[0])
-            return before[1] + share * (point[1] - before[1])
-        before = point
-    return series[-1][1]
+def trapezoid(points: Sequence[Point]) -> float:
+    """Return the integral over time of points, linear in between (value x seconds)."""
+    return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points))
+
+
+def _at(series: Sequence[Point], t: float) -> Point:
+    index = bisect_left(series, t, key=time_of)
+    if index in (0, len(series)) or series[index][0] == t:
+        return t, series[min(index, len(series) - 1)][1]
+    (low, a), (high, b) = series[index - 1 : index + 1]
+    return t, a + (t - low) / (high - low) * (b - a)
 
 
 def _refuse(constant: str) -> Iterator[None]:

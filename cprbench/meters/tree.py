@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
 import psutil
 
+from cprbench.meters import Meter
+
 #: Reading PSS walks all pages (19 ms per resident GiB), so the next read waits this many times as long.
 _REST = 20
 
 
-class TreeMeter:
+class TreeMeter(Meter):
     """Proportional set size (bytes) of a process and all its descendants, by the key pss_tree_bytes."""
 
     name = "tree"
 
     def __init__(self) -> None:
+        super().__init__()
         self.pid: int | None = None  # set once the tree's root exists; there are no values before
         self._due = 0.0
-        self._missing: dict[str, str] = {}
         self._seconds = 0.0
 
     def sample(self) -> dict[str, float]:
@@ -31,7 +34,7 @@ class TreeMeter:
         if self.pid is None:
             return {}
         began = time.monotonic()
-        total, read = 0, 0
+        sizes = []
         try:
             root = psutil.Process(self.pid)
             members = [root, *root.children(recursive=True)]
@@ -39,8 +42,7 @@ class TreeMeter:
             return {}
         for member in members:
             try:
-                total += member.memory_full_info().pss
-                read += 1
+                sizes.append(member.memory_full_info().pss)
             except psutil.AccessDenied as error:
                 self._missing.setdefault("pss_tree_bytes", f"PSS of a process of the tree cannot be read ({error})")
                 return {}
@@ -48,22 +50,21 @@ class TreeMeter:
                 continue
         self._seconds = time.monotonic() - began
         self._due = time.monotonic() + _REST * self._seconds
-        if not read:
+        if not sizes:
             self._missing.setdefault("pss_tree_bytes", "no process of the tree could be read")
             return {}
-        return {"pss_tree_bytes": float(total)}
-
-    def missing(self) -> dict[str, str]:
-        """Return quantity -> reason."""
-        return dict(self._missing)
+        return {"pss_tree_bytes": float(sum(sizes))}
 
     def facts(self) -> dict[str, Any]:
         """Return how long the last read took."""
         return {"seconds_per_read": self._seconds}
 
 
-class AllocatorMeter:
-    """torch's CUDA allocator in this process, where a training loop of one's own runs; silent elsewhere."""
+class AllocatorMeter(Meter):
+    """torch's CUDA allocator in this process, where a training loop of one's own runs; silent elsewhere.
+
+    It names nothing as missing: the ledger says "no CUDA" where there are no values.
+    """
 
     name = "allocator"
 
@@ -79,25 +80,13 @@ class AllocatorMeter:
 
     def edge(self) -> dict[str, float]:
         """Return the same, after the queued device work is done, with the peaks since the last edge."""
-        torch = _torch_with_cuda()
-        if torch is None:
-            return {}
         wait_for_device()
-        values = {
-            **self.sample(),
-            "peak_cuda_allocated_bytes": float(torch.cuda.max_memory_allocated()),
-            "peak_cuda_reserved_bytes": float(torch.cuda.max_memory_reserved()),
-        }
-        torch.cuda.reset_peak_memory_stats()
+        torch, values = _torch_with_cuda(), self.sample()
+        if torch is not None:
+            values["peak_cuda_allocated_bytes"] = float(torch.cuda.max_memory_allocated())
+            values["peak_cuda_reserved_bytes"] = float(torch.cuda.max_memory_reserved())
+            torch.cuda.reset_peak_memory_stats()
         return values
-
-    def missing(self) -> dict[str, str]:
-        """Return nothing: the ledger says "no CUDA" where there are no values."""
-        return {}
-
-    def facts(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
 
 
 def wait_for_device() -> None:
@@ -108,7 +97,5 @@ def wait_for_device() -> None:
 
 
 def _torch_with_cuda() -> Any:
-    import sys
-
     torch = sys.modules.get("torch")  # never import it: who does not use it does not pay for it
     return torch if torch is not None and torch.cuda.is_initialized() else None

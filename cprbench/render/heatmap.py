@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import pairwise
 
@@ -63,7 +64,7 @@ def grid(blueprint: Blueprint) -> tuple[list[str], list[tuple[str, list[str | No
 def facts(blueprint: Blueprint) -> list[tuple[str, str]]:
     """Return what the file is, as (name, value) in plain text."""
     model, how, curves, private = blueprint.model, blueprint.measurement, blueprint.concentration, blueprint.privacy
-    found = [("model", f"{blueprint.model_id} at {blueprint.training_checkpoint:.0%} of its training")]
+    found = [("model", f"{blueprint.model_id} at {100 * blueprint.training_checkpoint:g} % of its training")]
     if model is not None:
         size = f"{model.parameters:,} parameters, {model.kind}"
         found.append(("source", f"{model.source}, revision {model.revision or 'not told'}; {size}"))
@@ -80,12 +81,18 @@ def facts(blueprint: Blueprint) -> list[tuple[str, str]]:
         found.append(("alpha", f"{told(curves.alpha)}: {curves.fit.verdict} ({curves.fit.why})"))
     elif curves is not None and curves.alpha is not None:
         found.append(("alpha", f"{told(curves.alpha)}, without a fit to judge it by"))
+    verdicts = Counter(layer.fit.verdict for layer in blueprint.layers if layer.fit is not None)
+    if any(layer.alpha is not None for layer in blueprint.layers):
+        judged = ", ".join(f"{n} {verdict}" for verdict, n in sorted(verdicts.items())) or "no fit to judge them by"
+        found.append(("alpha by submodule", f"{_range(layer.alpha for layer in blueprint.layers)}; {judged}"))
     if curves is not None and curves.gamma_fit is not None:
         fit = f"{told(curves.gamma_fit)} (R^2 {told(curves.gamma_fit_r_squared)})"
         found.append(("gamma", f"{fit}, fitted to the pick curve; {told(curves.gamma)} by 1 - alpha/(1 + alpha)"))
     found.append(("k_star", recommended(blueprint.k_star, blueprint.k_star_why)))
+    if any(layer.k_star is not None for layer in blueprint.layers):
+        found.append(("k_star by submodule", f"{_range(layer.k_star for layer in blueprint.layers)} of its scalars"))
     for cost in blueprint.cost:
-        fit = f"{cost.source} steps, line with R^2 {told(cost.r_squared)}"
+        fit = f"{cost.source} cost of steps, line with R^2 {told(cost.r_squared)}"
         found.append((f"k_star by {cost.resource}", f"{recommended(cost.k_star, cost.why)} ({fit})"))
     if private is not None:
         bound = "" if private.epsilon is None else f"; epsilon {private.epsilon:g} at delta {told(private.delta)}"
@@ -93,6 +100,13 @@ def facts(blueprint: Blueprint) -> list[tuple[str, str]]:
     if blueprint.made is not None:
         found.append(("made by", f"{blueprint.made.tool} on {blueprint.made.hardware_class or 'hardware not told'}"))
     return [*found, ("making it cost", cost_of(blueprint.made))]
+
+
+def _range(values: Iterable[float | None]) -> str:
+    every = list(values)
+    known = [value for value in every if value is not None]
+    lacking = len(every) - len(known)
+    return f"{told(min(known))} to {told(max(known))}" + (f" (none for {lacking} of {len(every)})" if lacking else "")
 
 
 def told(value: float | None) -> str:
@@ -119,7 +133,7 @@ def cost_of(made: Making | None) -> str:
 def html(blueprint: Blueprint) -> str:
     """Return the page of a blueprint; the same bytes for the same file."""
     title = f"Gradient blueprint: {escape(blueprint.model_id)}"
-    lead = f"{len(blueprint.layers)} submodules at {blueprint.training_checkpoint:.0%} of training. "
+    lead = f"{len(blueprint.layers)} submodules at {100 * blueprint.training_checkpoint:g} % of training. "
     lead += "A share is the part of the gradient's squared norm that falls on a submodule."
     lacks = "".join(f"<li>{escape(sentence)}</li>" for sentence in blueprint.lacks())
     rows = "".join(f'<tr><th scope="row">{escape(n)}</th><td>{escape(v)}</td></tr>' for n, v in facts(blueprint))
@@ -222,16 +236,16 @@ table{border-collapse:separate;border-spacing:2px;font-size:.875rem}
 caption{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 th,td{padding:.25rem .5rem;text-align:right;font-variant-numeric:tabular-nums}
 th{font-weight:600}thead th{color:var(--soft);vertical-align:bottom}tbody th,thead .first{text-align:left}
-.heat th[scope=colgroup]{text-align:center;border-bottom:1px solid var(--line)}
-.heat td{min-width:3.6rem;text-align:center}
+.heat th[scope=colgroup]{border-bottom:1px solid var(--line)}
+.heat td,.heat thead th[scope]:not(.first){min-width:3.6rem;text-align:center}
 td[class^=s],.legend li{background:var(--b);color:var(--t);border-radius:3px}
 td.none{color:var(--soft)}
 .scroll tbody th,.scroll .first{position:sticky;left:0;background:var(--page);overflow-wrap:anywhere}
-.heat tbody th{min-width:4rem}.details tbody th{min-width:6rem}
+.heat tbody th{min-width:4rem}.details tbody th{min-width:6.5rem}
 .details,.facts{border-collapse:collapse}
 .details td,.details th,.facts td,.facts th{border-bottom:1px solid var(--line);vertical-align:top}
 .details td{white-space:nowrap}.details th:last-child{text-align:left}
-.details td:last-child{white-space:normal;min-width:13rem;text-align:left}
+.details td:last-child{white-space:normal;min-width:18rem;text-align:left}
 .facts th,.facts td{text-align:left}.facts th{color:var(--soft);min-width:7rem}.facts td{overflow-wrap:anywhere}
 .legend{display:flex;flex-wrap:wrap;gap:2px;margin:0 0 .5rem;padding:0;list-style:none;font-size:.8rem}
 .legend li{padding:.1rem .6rem;print-color-adjust:exact}

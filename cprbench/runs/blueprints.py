@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 import cprbench
-from cprbench.blueprint.schema import Blueprint
+from cprbench.blueprint.schema import Blueprint, Tag
 from cprbench.errors import SpecError
 from cprbench.meters import hardware
 from cprbench.meters.flops import Flops
@@ -19,6 +22,7 @@ from cprbench.runs.child import run_child
 from cprbench.runs.metering import MeterOptions, open_bench
 from cprbench.runs.store import SAMPLES
 from cprbench.schema import parse
+from cprbench.spec import Reading
 from cprbench.tasks import load_task
 
 Observer = Callable[[Mapping[str, Any]], None]
@@ -47,7 +51,9 @@ class Recipe:
                 raise SpecError(f"{name} = {value}: at least {least}.")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise SpecError(f"precision {self.precision!r}: auto, fp32 or bf16.")
-        if self.noise_multiplier < 0 or self.clip_norm <= 0 or not 0 < self.delta < 1 or self.warmup_steps < 0:
+        noise, clip = self.noise_multiplier, self.clip_norm
+        known = math.isfinite(noise) and math.isfinite(clip)
+        if not known or noise < 0 or clip <= 0 or not 0 < self.delta < 1 or self.warmup_steps < 0:
             raise SpecError(
                 f"noise_multiplier = {self.noise_multiplier}, clip_norm = {self.clip_norm}, delta = {self.delta}, "
                 f"warmup_steps = {self.warmup_steps}: not negative, clip_norm above 0, delta between 0 and 1."
@@ -81,6 +87,8 @@ def create(
         raise SpecError("no domain: a blueprint is measured on data. Pass --domain general=movie-snippets, say.")
     if not 0 < checkpoint <= 1:
         raise SpecError(f"checkpoint {checkpoint} is outside (0, 1]: it is the fraction of training that is done.")
+    for tag in domains:
+        _check_tag(tag)
     entries = [{"tag": tag, "task": load_task(task).model_dump(mode="json")} for tag, task in domains.items()]
     job = {"kind": "blueprint", "checkpoint": checkpoint, **recipe.__dict__}
     found, making = _metered(job, model, entries, surroundings, observe)
@@ -101,6 +109,23 @@ def audit(
     job = {"kind": "audit", "checkpoint": 1.0, **recipe.__dict__}
     found, making = _metered(job, model, entries, surroundings, observe)
     return {**found["audit"], "made": making}
+
+
+def _why_missing(spent: Mapping[str, Any], readings: Sequence[Reading], on_gpu: bool) -> dict[str, str]:
+    """Return the reason for every resource that was not measured."""
+    of = {"energy_kwh": "gpu_energy_joules" if on_gpu else "cpu_energy_joules"}
+    why = {r.quantity: r.why_missing for r in readings if r.phase == "billed" and r.why_missing}
+    return {name: why.get(of.get(name, name), "not told") for name, value in spent.items() if value is None}
+
+
+def _check_tag(tag: str) -> None:
+    try:
+        TypeAdapter(Tag).validate_python(tag)
+    except ValidationError:
+        raise SpecError(
+            f"domain {tag!r:.80} is no tag: small letters, digits, dots, dashes and underscores, at most 64 of them. "
+            "Pass --domain bio=pubmedqa, say."
+        ) from None
 
 
 def _metered(
@@ -150,6 +175,7 @@ def _metered(
             "hardware_class": bench.hardware_class(on_gpu),
             "packages": {name: packages[name] for name in ("torch", "transformers") if name in packages},
             **spent,
+            "detail": {"why_missing": _why_missing(spent, bill.readings, on_gpu)},
         }
         return result, making
     finally:

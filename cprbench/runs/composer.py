@@ -84,7 +84,7 @@ class Composer:
                 "head": head if partition.new_head else None,
                 "warmup_steps": warmup,
                 "dtype": "bfloat16" if self.precision == "bf16" else "float32",
-                "batches": self.job["batches"],
+                "batches": reference.info["batches"],
                 "batch_size": self.job["batch_size"],
             },
             "domains": [domain.info for domain in domains],

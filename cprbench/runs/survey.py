@@ -52,6 +52,8 @@ class Survey:
         checkpoint = resolve(job["model"], offline=job["offline"])
         self.config = checkpoint.config
         self.engine = training.Engine.start(job["precision"], bf16_is_fast=hardware.bf16_is_fast())
+        if job["noise_multiplier"]:
+            privacy.epsilon(job["noise_multiplier"], job["delta"], privacy.MECHANISMS)  # no accountant: say it now
         if job["kind"] == "audit":
             return self._audit(checkpoint)
         with self.channel.phase("select"):

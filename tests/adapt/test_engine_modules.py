@@ -141,6 +141,52 @@ def test_positions_without_a_row_per_example_and_rows_of_one_vector_per_example_
         assert error(*toy_norms(toy.double(), torch.randn(3, 6, 4, dtype=torch.float64))) < 1e-9
 
 
+def test_scored_rows_beside_one_pooled_row_per_example_find_their_owners() -> None:
+    torch.manual_seed(0)
+    toy = Toy(lambda m, x: m.b(x), a=linear(), b=linear()).double()
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    scored = [(0, 1), (2, 0), (2, 4), (1, 3), (2, 2)]  # (example, position), in any order
+    cells = {name: (name,) for name, _ in toy.named_parameters()}
+
+    def loss(examples: list[int]) -> Tensor:
+        pooled = toy.a(x[examples, 0])
+        kept = [(examples.index(e), t) for e, t in scored if e in examples]
+        picked = x[examples][[e for e, _ in kept], [t for _, t in kept]] * pooled[[e for e, _ in kept]]
+        values = toy.b(picked).square().sum(1)
+        return torch.zeros(len(examples)).double().index_add(0, torch.tensor([e for e, _ in kept]), values)
+
+    with ExampleNorms(toy, cells) as probe:
+        found = probe.of(lambda: loss([0, 1, 2]), [e for e, _ in scored])[1].sqrt()
+    assert error(found, plain_norms(toy, cells, lambda row: loss([row]).sum(), 3)) < 1e-9
+    with pytest.raises(ModelError, match=r"saw \(5, 2\) rows"), ExampleNorms(toy, cells) as probe:
+        probe.of(lambda: toy(torch.ones(5, 2, 4).double()).sum((1, 2))[:3], [0, 1, 1, 2, 2])
+
+
+def test_products_are_not_rounded_where_a_caller_left_autocast_on() -> None:
+    def exact(m: Any, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return m.a(x)
+
+    toy = Toy(exact, a=linear(32))
+    x = torch.randn(3, 4, 32)
+    expected = toy_norms(toy, x)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run_toy(toy, lambda: toy_losses(toy, x), 3)
+    assert error(found, expected) < 1e-5
+
+
+def test_bfloat16_is_widened_before_products_that_cancel() -> None:
+    torch.manual_seed(0)
+    a, g = torch.randn(2, 70, 16) + 3, torch.randn(2, 70, 8)
+    a, g = a.bfloat16(), (g - g.mean(1, keepdim=True)).bfloat16()
+    exact = torch.einsum("bto,bti->boi", g.double(), a.double())
+    for bias in (False, True):
+        own = g.double().sum(1).square().sum(1) if bias else 0.0
+        found = forms.from_grams(forms.gram(a), forms.gram(g), bias=bias)
+        torch.testing.assert_close(found, exact.square().sum((1, 2)) + own, rtol=1e-4, atol=0)
+    torch.testing.assert_close(forms.summed(g), g.double().sum(1).square().sum(1), rtol=1e-5, atol=0)
+
+
 class Largest(TorchDispatchMode):
     """Notes the largest storage, those of parameters apart, that any operation returns."""
 
@@ -164,8 +210,10 @@ def test_no_tensor_holds_a_weights_gradient_of_every_example(width: int, length:
     assert width > length  # or activations would be as large as what must not be there
     toy = Toy(lambda m, x: m.b(m.a(x)), a=linear(width), b=linear(width))
     x = torch.randn(examples, length, width)
-    with Largest(toy) as largest:
-        run_toy(toy, lambda: toy_losses(toy, x), examples)
+    with Largest(toy) as largest, ExampleNorms(toy, {"all": [n for n, _ in toy.named_parameters()]}) as probe:
+        probe.of(lambda: toy_losses(toy, x), range(examples))
+    cheaper = min(f(length, width, width) for f in (forms.direct_cost, forms.pair_cost))
+    assert probe.extra_flops == 2 * examples * 2 * cheaper  # two layers; a multiplication and an addition
     assert largest.scalars == (max(weight, examples * length * width) if direct else examples * length * width)
     objective = tiny("Llama tied", head=4)
     batch = items(objective, (6,) * 40)  # the table, too: 40 examples hold at most 6 rows each

@@ -212,6 +212,7 @@ def test_timed_steps_leave_every_weight_bit_for_bit_and_train_what_they_say(engi
     batch = items(objective, (5, 9))
     recipe = TrainingSpec(weight_decay=0.5)
     seconds = steps.time_steps(loaded, objective, engine, batch, sets, recipe, observe)
+    assert not objective.model.training  # without dropout, which would differ from set to set
     assert len(seconds) == len(sets)
     assert all(0 < value < 5 for value in seconds)
     for name, parameter in objective.model.named_parameters():

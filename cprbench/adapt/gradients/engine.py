@@ -149,8 +149,8 @@ class Taps(ABC):
 
         Rows that are not sorted by example (tables of relative positions, positions first) would give wrong norms.
         """
-        if self._examples == 1 or (rows.ndim > 2 and len(rows) == self._examples):
-            return rows.reshape(self._examples, -1, rows.shape[-1])
+        if rows.ndim > 2 and len(rows) == self._examples:
+            return rows.flatten(1, -2)
         if rows.ndim > 2 or len(rows) not in (self._examples, len(self._owners)):
             raise ModelError(
                 f"a module saw {tuple(rows.shape[:-1])} rows, which are not those of {self._examples} examples."

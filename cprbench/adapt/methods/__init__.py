@@ -171,8 +171,15 @@ def build_pinned(name: str, settings: Mapping[str, Any], paths: Mapping[str, str
 
     own = {key: paths.get(key, value) for key, value in settings.items() if not key.endswith(PIN)}
     for key, path in paths.items():
-        if sha256_of_file(path) != settings[f"{key}{PIN}"]:
-            raise SpecError(f"{path} has changed since the run was planned. Start again.")
+        file = f"{name}.{key} = {settings[key]}"  # without its folder: a record names no path of this machine
+        try:
+            unchanged = sha256_of_file(path) == settings[f"{key}{PIN}"]
+        except SpecError:
+            raise SpecError(
+                f"{file}: was there when the run was planned and cannot be read now. Start again."
+            ) from None
+        if not unchanged:
+            raise SpecError(f"{file}: has changed since the run was planned. Start again.")
     return build_method(name, own)
 
 
@@ -190,7 +197,7 @@ def arm_label(method: Method) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return str(value).lower()
+    return value if isinstance(value, str) else str(value).lower()  # "memory=8GiB" stays as it was written
 
 
 def refuse_without_new_head(method: str, kind: str) -> None:

@@ -14,7 +14,7 @@ from cprbench.adapt.methods import Context, Prepared, Target
 from cprbench.blueprint import drift, files, picking, signals
 from cprbench.blueprint.budget import Budget, pick_within
 from cprbench.blueprint.picking import Picked
-from cprbench.blueprint.schema import Blueprint
+from cprbench.blueprint.schema import Blueprint, Measurement
 from cprbench.errors import MethodError
 
 if TYPE_CHECKING:
@@ -167,6 +167,12 @@ class Partial:
         if theirs is None:
             unchecked.append("The blueprint does not say how its norms were measured.")
         elif self.blend_weight < 1:
+            if theirs.norm != Measurement.model_fields["norm"].default:
+                raise MethodError(
+                    f"the blueprint's norms are {theirs.norm!r:.200}, local ones would be "
+                    f"{Measurement.model_fields['norm'].default!r}: they do not blend. Pass --set "
+                    "partial.blend_weight=1."
+                )
             warmup = context.probe.warmup_steps if context.target.kind == "encoder" else 0
             if (theirs.batch_size, theirs.warmup_steps) != (context.probe.batch_size, warmup):
                 raise MethodError(
