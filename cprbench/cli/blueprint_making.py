@@ -229,6 +229,7 @@ def _print_audit(found: Mapping[str, Any], told: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from cprbench.blueprint.picking import EMBED, layers_reached
     from cprbench.blueprint.schema import Making
     from cprbench.judge.cpr import Figure
     from cprbench.render.heatmap import cost_of
@@ -244,7 +245,9 @@ def _print_audit(found: Mapping[str, Any], told: Mapping[str, Any]) -> None:
     table.add_column("submodule", overflow="fold")
     for name in ("parameters", "gradient norm", "rank", "influence", "rank"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, size in found["sizes"].items():
+    reached = layers_reached(found["sizes"])  # a child's answer comes sorted by name: back from the bottom up
+    for name in sorted(reached, key=lambda name: (name != EMBED, -reached[name], name)):
+        size = found["sizes"][name]
         own = (number(norms[name]), str(place["norm"][name]), number(influence[name]), str(place["influence"][name]))
         table.add_row(name, f"{size:,}", *own)
     console = Console(highlight=False, markup=False)

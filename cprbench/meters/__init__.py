@@ -20,7 +20,7 @@ Clock = Callable[[], float]
 
 
 class Meter:
-    """A source of values; this one has none. None is ever invented: what cannot be read is left out and in `missing`."""
+    """A source of values. It never invents one: what it cannot read is left out and named in `missing`."""
 
     name = "meter"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -216,9 +218,16 @@ def test_random_numbers_go_on_as_if_the_probe_had_drawn_none() -> None:
         assert loop() == plain
 
 
-def test_a_forward_that_accelerate_has_patched_is_put_back() -> None:
-    from accelerate import Accelerator
+@pytest.fixture
+def _accelerate_afresh() -> Iterator[None]:
+    """Its state is one for all Accelerators of a process, and remembers bf16."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
+
+@pytest.mark.usefixtures("_accelerate_afresh")
+def test_a_forward_that_accelerate_has_patched_is_put_back() -> None:
     model = Accelerator(cpu=True, mixed_precision="bf16").prepare(bert())
     patched, batch = model.forward, batches(1)[0]
     assert "forward" in vars(model)
@@ -246,6 +255,13 @@ def test_norms_are_those_of_plain_autograd_on_the_first_rows(make: Callable[[], 
     expected = [direct(model, batch, rows) for batch in found[::2]]
     assert watched.rows == [pytest.approx(row, rel=1e-5) for row in expected]
     assert watched.norms() == pytest.approx({cell: median(row[cell] for row in expected) for cell in expected[0]})
+
+
+def test_a_probe_drops_nothing_out_even_where_the_loop_does() -> None:
+    model, batch = bert(dropout=0.5).train(), batches(1)[0]
+    with watch(model, every=1, examples=4) as watched, torch.no_grad():
+        model(**batch)
+    assert watched.rows == [pytest.approx(direct(model, batch, 4), rel=1e-5)]
 
 
 @pytest.mark.parametrize(("every", "sampled"), [(1, 7), (2, 4), (3, 3), (7, 1), (8, 1)])
