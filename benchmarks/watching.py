@@ -33,7 +33,7 @@ from cprbench.spec import TrainingSpec
 from cprbench.tasks import load_task
 
 #: (every, examples) by rising cost.
-_SAMPLINGS = ((128, 4), (128, 8), (64, 8), (64, 16), (32, 16), (16, 16), (8, 16), (8, 32))
+_SAMPLINGS = ((64, 8), (32, 8), (32, 16), (16, 16), (8, 16), (8, 32))
 
 
 class Loop:
@@ -74,9 +74,9 @@ class Loop:
 def main() -> None:
     """Find the sampling, measure its overhead, print both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--batches", type=int, default=192)
-    parser.add_argument("--orders", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=128)
+    parser.add_argument("--orders", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=5)
     given = parser.parse_args()
     keep_freed_memory()
     loop = Loop(given.batches)

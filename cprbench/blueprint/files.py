@@ -86,12 +86,12 @@ def check_model(
     revision: str | None,
     sizes: Mapping[str, int],
     model: str,
-    force: bool = False,
+    foreign: bool = False,
 ) -> list[str]:
     """Return what could not be checked of whether `blueprint` is of the loaded model, one sentence each.
 
     `sizes`: submodule -> parameters of the live model; `model`, `revision`: its label. Raises SpecError for another
-    model (other submodules or sizes), and for other weights of the same shape unless `force`.
+    model (other submodules or sizes), and for other weights of the same shape unless `foreign`.
     """
     named = blueprint.model_id
     theirs = {layer.id: layer.parameters for layer in blueprint.layers}
@@ -111,15 +111,15 @@ def check_model(
     if blueprint.model is None:
         notes.append("The blueprint does not say which weights it was measured on: other weights of this shape pass.")
     elif blueprint.model.weights_sha256 != weights_sha256:
-        foreign = (
+        other = (
             f"the blueprint of {named!r} is of a foreign revision: it was measured on weights "
             f"{blueprint.model.weights_sha256[:12]} (revision {blueprint.model.revision or 'not told'}, at "
             f"{blueprint.training_checkpoint:.0%} of training), {model} holds {weights_sha256[:12]} "
             f"(revision {revision or 'not told'})"
         )
-        if not force:
-            raise SpecError(f"{foreign}. Load the revision that was measured, or use it all the same by force.")
-        notes.append(f"Used by force: {foreign}.")
+        if not foreign:
+            raise SpecError(f"{other}. Load what was measured, or pass foreign=true (in a run partial.foreign=true).")
+        notes.append(f"Accepted as foreign: {other}.")
     return notes
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from cprbench.schema import Count, Frozen, Sha256, Share, Table
+from cprbench.schema import Count, Frozen, Sha256, Share
 
 BLUEPRINT_SCHEMA: Literal["cprbench.blueprint/1"] = "cprbench.blueprint/1"
 #: The domain whose shares all `domain_tags` are relative to.
@@ -188,7 +188,7 @@ class Making(Frozen):
     seconds: NotNegative | None = None
     hardware_class: str | None = None
     packages: dict[str, str] = {}
-    detail: Table = {}
+    why_missing: dict[str, str] = {}  # of resources that were not measured
 
 
 class Blueprint(Frozen):
@@ -205,7 +205,7 @@ class Blueprint(Frozen):
     cost: list[CostFit] = []
     step_cost: StepCost | None = None
     k_star: Share | None = None
-    k_star_why: str | None = None
+    k_star_why: str | None = None  # for which resource, or why it is null
     privacy: Privacy | None = None
     made: Making | None = None
 

@@ -48,11 +48,13 @@ def apply_blueprint(
     domain: str | None = None,
     uncertainty: Any = "ignore",
     source: str | None = None,
+    foreign: bool = False,
 ) -> Applied:
     """Set requires_grad on the k-set that a blueprint picks, and on the task head; freeze everything else.
 
     Build the optimizer afterwards, over the parameters that require gradients. `source`: where the weights came from
     (folder, alias or hub id), to check that they are those that were measured; without it only names and sizes are.
+    `foreign`: accept other weights all the same.
     Raises SpecError for a broken file or one of another model, MethodError for a k that cannot be filled.
     """
     blueprint, cells = files.read(path), partition(model, task_head(model))
@@ -64,6 +66,7 @@ def apply_blueprint(
         revision=None if known is None else known.revision,
         sizes=cells.sizes,
         model=type(model).__name__ if source is None else source,
+        foreign=foreign,
     )
     if known is None and theirs:
         notes.append(

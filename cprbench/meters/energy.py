@@ -125,6 +125,8 @@ class Cuts:
             raise NotMeasured(self.why(*names, default=silence))
         # A meter that gave a reason may have died next to the edge: then its last value is not held.
         hold = 0.0 if any(name in self.trace.missing for name in names) else EDGE_SECONDS
+        if quantity == "pss_tree_bytes" and hold:
+            hold = max(hold, 2 * gap)  # its meter rests the longer the larger the tree, and cannot read one that ended
         head, tail = _end(start, inside[0], before, hold), _end(end, inside[-1], after, hold)
         if head is None or tail is None:
             side = "start" if head is None else "end"

@@ -158,7 +158,7 @@ def _metered(
             result = outcome.must()
             on_gpu = result["device"] == "cuda"
             counted = result["flops"]
-            flops = "this architecture has no FLOP count" if counted is None else {("select", 1): Flops(counted)}
+            flops = counted if isinstance(counted, str) else {("select", 1): Flops(counted)}
             bill = account(
                 Trace.load(Path(scratch) / SAMPLES),
                 flops,
@@ -175,7 +175,7 @@ def _metered(
             "hardware_class": bench.hardware_class(on_gpu),
             "packages": {name: packages[name] for name in ("torch", "transformers") if name in packages},
             **spent,
-            "detail": {"why_missing": _why_missing(spent, bill.readings, on_gpu)},
+            "why_missing": _why_missing(spent, bill.readings, on_gpu),
         }
         return result, making
     finally:

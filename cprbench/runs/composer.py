@@ -30,7 +30,7 @@ class Domain:
     loaded: LoadedModel
     objective: Objective
     recipe: TrainingSpec
-    items: list[Item]
+    batches: list[list[Item]]
     info: dict[str, Any]
     rows: list[dict[str, float]]  # per batch: submodule -> norm of the batch-mean gradient
     example_norm: dict[str, float]
@@ -60,10 +60,12 @@ class Composer:
         overall = _concentration(reference, norms)
         for cost in costs:
             _finish_cost(cost, overall, partition.total)
-        flops = next((c for c in costs if c["resource"] == "flops"), costs[0])
+        # The first resource whose cost is a line in k, so that eq. 15 applies at all.
+        order = sorted(costs, key=lambda cost: ("flops", "seconds", "memory_bytes").index(cost["resource"]))
+        chosen = next((c for c in order if (c["r_squared"] or 0) >= concentration.POOR_FIT), order[0])
         shares = {domain.tag: _shares(domain) for domain in domains}
         linears = models.linear_modules(reference.loaded)
-        layers = [self._layer(cell, shares, linears.get(cell, []), flops) for cell in partition.sizes]
+        layers = [self._layer(cell, shares, linears.get(cell, []), chosen) for cell in partition.sizes]
         warmup = self.warmup_steps
         head = "N(0, initializer_range) from the block's stream, then trained alone" if warmup else "as drawn"
         return {
@@ -91,8 +93,8 @@ class Composer:
             "concentration": overall,
             "cost": costs,
             "step_cost": steps,
-            "k_star": flops["k_star"],
-            "k_star_why": flops["why"],
+            "k_star": chosen["k_star"],
+            "k_star_why": chosen["why"] or f"eq. 15 for {chosen['resource']}",
             "privacy": self._privacy(),
         }
 
@@ -141,7 +143,8 @@ class Composer:
             "epsilon": privacy.epsilon(sigma, self.job["delta"], privacy.MECHANISMS * most),
             "delta": self.job["delta"],
             "accountant": "dp_accounting.pld.PLDAccountant",
-            "note": "per example, add or remove one; heads stay as drawn, so no other data was used",
+            "note": "add or remove one example, which joins a batch by its own hash; heads stay as drawn. Not covered: "
+            "hash, size and lengths of the data, which the costs tell too",
         }
 
 
@@ -207,6 +210,13 @@ def _optimum(
         return None, f"the curve is no power of the share (R^2 {told}, wanted {concentration.POOR_FIT})", None
     if not 0 < gamma_fit < 1:
         return None, f"the fitted exponent {gamma_fit:.2f} is outside (0, 1), which eq. 15 needs", None
+    line = cost["r_squared"]
+    if line is not None and line < concentration.POOR_FIT:
+        return (
+            None,
+            f"the {cost['resource']} of a step are no line in k (R^2 {line:.2f}, wanted {concentration.POOR_FIT})",
+            None,
+        )
     best = concentration.best_share(gamma_fit, cost["fixed_cost"], cost["cost_per_parameter"])
     return best.k, best.why, best.holds
 

@@ -38,9 +38,14 @@ class Measuring:
         return Context(
             seed=spec.seed,
             target=Target(
-                model.kind, partition.sizes, partition.parameters, model.weights_sha256, model.revision, model.label
+                model.kind,
+                partition.sizes,
+                partition.parameters,
+                model.weights_sha256,
+                model.revision,
+                model.label,
+                Probe(recipe.select_batch_size, recipe.select_warmup_steps),
             ),
-            probe=Probe(recipe.select_batch_size, recipe.select_warmup_steps),
             measure_norms=self.norms,
             measure_step=self.step,
             memory_bytes=peak_memory_bytes,

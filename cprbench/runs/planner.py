@@ -6,11 +6,11 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import cprbench
-from cprbench.adapt.methods import PIN, Method, Target, arm_label, build_method, pinned
+from cprbench.adapt.methods import PIN, Method, Probe, Target, arm_label, build_method, pinned
 from cprbench.adapt.selection import check_selection
 from cprbench.errors import MethodError, SpecError, TrainingError, did_you_mean
 from cprbench.schema import sha256_of
@@ -172,10 +172,6 @@ def _planned(
     rates: Mapping[tuple[str, str, str], float],
     role: Role | None = None,
 ) -> Planned:
-    try:
-        arm.method.check(found.target)
-    except MethodError as error:
-        raise MethodError(f"{arm.label}: {error}") from None
     key = (found.task.name, found.model.source, arm.label)
     own = {key: value for key, value in settings.items() if key in ("max_examples", "eval_items")}
     limits = suite.limits.model_dump(exclude_none=True)
@@ -186,6 +182,10 @@ def _planned(
         rate = rates.get(key) or arm.method.learning_rates[found.model.kind]
         recipe = recipe.model_copy(update={"learning_rate": rate})
     _check_examples(found, recipe)
+    try:
+        arm.method.check(replace(found.target, probe=Probe(recipe.select_batch_size, recipe.select_warmup_steps)))
+    except MethodError as error:
+        raise MethodError(f"{arm.label}: {error}") from None
     seed = block_seed(found.task.name, found.task.version, found.model.weights_sha256, block)
     settings_of_method, files = pinned(arm.method)
     method = Choice(name=arm.method.name, settings=settings_of_method)

@@ -18,10 +18,10 @@ from cprbench.adapt.checkpoints import Checkpoint, resolve
 from cprbench.adapt.gradients import privacy
 from cprbench.adapt.gradients.audit import audit
 from cprbench.adapt.gradients.measure import measure, warm_head
-from cprbench.adapt.gradients.steps import step_cost, time_steps
+from cprbench.adapt.gradients.steps import saved_bytes, step_cost, time_steps
 from cprbench.adapt.methods.partial import BYTES_PER_PARAMETER
 from cprbench.adapt.models import LoadedModel
-from cprbench.adapt.objectives import Item, Objective, Shape
+from cprbench.adapt.objectives import Objective, Shape
 from cprbench.blueprint import picking
 from cprbench.blueprint.schema import GENERAL
 from cprbench.errors import TrainingError
@@ -30,6 +30,7 @@ from cprbench.meters.flops import Pass, Trained, pass_flops, supported
 from cprbench.runs.channel import Channel
 from cprbench.runs.composer import Composer, Domain
 from cprbench.runs.inspection import folder_of, labels_of
+from cprbench.schema import sha256_of
 from cprbench.spec import TaskSpec, TrainingSpec, block_seed, stream_seed
 from cprbench.tasks import training_for
 
@@ -47,7 +48,7 @@ class Survey:
         self.config: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
-        """Return {"blueprint": the file's JSON, "flops": counted or None, "device": cpu or cuda}."""
+        """Return {"blueprint": the file's JSON, "flops": count or why there is none, "device": cpu or cuda}."""
         job = self.job
         checkpoint = resolve(job["model"], offline=job["offline"])
         self.config = checkpoint.config
@@ -63,8 +64,8 @@ class Survey:
             warmup = self._warmup_steps(reference.loaded)
             composer = Composer(job, checkpoint, domains, reference, warmup, self.engine.precision)
             blueprint = composer.file(costs, steps)
-        counted = supported(self.config) is None
-        return {"blueprint": blueprint, "flops": self.flops if counted else None, "device": self.engine.device.type}
+        flops = supported(self.config) or self.flops  # the count, or the reason why there is none
+        return {"blueprint": blueprint, "flops": flops, "device": self.engine.device.type}
 
     # --- measuring ----------------------------------------------------------------------------------
 
@@ -81,15 +82,19 @@ class Survey:
         wanted = job["batches"] * job["batch_size"]
         split = "validation" if len(dataset.validation) >= wanted else "train"
         pool = dataset.validation if split == "validation" else dataset.train
-        chosen = data.sample_by_label(pool, min(wanted, len(pool)), f"{task.name}/blueprint")
-        items = objectives.tokenize(loaded, chosen, recipe.max_tokens)
-        random.Random(stream_seed(seed, "probe")).shuffle(items)
-        full = len(items) // job["batch_size"]  # norms of batches of unlike sizes do not compare
-        if full < 2:
+        if job["noise_multiplier"]:
+            parts = _by_own_hash(pool, wanted, job["batches"], f"{task.name}/blueprint")
+        else:
+            chosen = list(data.sample_by_label(pool, min(wanted, len(pool)), f"{task.name}/blueprint"))
+            random.Random(stream_seed(seed, "probe")).shuffle(chosen)
+            starts = range(0, len(chosen) - job["batch_size"] + 1, job["batch_size"])  # batches of one size compare
+            parts = [chosen[start : start + job["batch_size"]] for start in starts]
+        if len(parts) < 2:
             raise TrainingError(
-                f"{task.name}: {len(items)} examples are fewer than two batches of {job['batch_size']}. "
+                f"{task.name}: {len(pool)} examples are fewer than two batches of {job['batch_size']}. "
                 "Lower --batch-size."
             )
+        batches = [objectives.tokenize(loaded, part, recipe.max_tokens) for part in parts]
         if self._warmup_steps(loaded):
             self._warm(loaded, objective, dataset.train, recipe, seed)
         info = {
@@ -98,19 +103,15 @@ class Survey:
             "version": task.version,
             "data_sha256": dataset.sha256,
             "split": split,
-            "examples": full * job["batch_size"],
-            "batches": full,
+            "examples": sum(len(batch) for batch in batches),
+            "batches": len(batches),
             "max_tokens": recipe.max_tokens,
         }
-        return Domain(entry["tag"], loaded, objective, recipe, items, info, [], {}, None)
-
-    def _batches(self, domain: Domain) -> list[list[Item]]:
-        size = self.job["batch_size"]
-        return [domain.items[i : i + size] for i in range(0, len(domain.items) - size + 1, size)]
+        return Domain(entry["tag"], loaded, objective, recipe, batches, info, [], {}, None)
 
     def _measured(self, domain: Domain) -> Domain:
         """Return a domain with its norms, taken in one pass per batch, or two under noise."""
-        job, loaded, batches = self.job, domain.loaded, self._batches(domain)
+        job, loaded, batches = self.job, domain.loaded, domain.batches
         everything = Trained(frozenset(loaded.partition.sizes), bool(loaded.partition.new_head))
         done = 0
 
@@ -125,7 +126,11 @@ class Survey:
             # Noise that can be drawn again protects nobody, so its seed is not that of any block.
             seed, clip = random.SystemRandom().randrange(2**63), job["clip_norm"]
             rows, means = privacy.private_norms(
-                *setting, noise_multiplier=job["noise_multiplier"], clip_norm=clip, seed=seed
+                *setting,
+                noise_multiplier=job["noise_multiplier"],
+                clip_norm=clip,
+                batch_size=sum(len(batch) for batch in batches) / len(batches),
+                seed=seed,
             )
             return replace(domain, rows=rows, example_norm=means)
         measured = measure(*setting, seed=stream_seed(0, f"draws/{domain.tag}"))
@@ -135,9 +140,9 @@ class Survey:
     def _audit(self, checkpoint: Checkpoint) -> dict[str, Any]:
         with self.channel.phase("select"):
             domain = self._ready(self.job["domains"][0], checkpoint)
-            found = audit(domain.loaded, domain.objective, self.engine, self._batches(domain))
+            found = audit(domain.loaded, domain.objective, self.engine, domain.batches)
         told = {**asdict(found), "sizes": dict(domain.loaded.partition.sizes), "task": domain.info["task"]}
-        return {"audit": told, "flops": None, "device": self.engine.device.type}
+        return {"audit": told, "flops": "an audit times its passes", "device": self.engine.device.type}
 
     def _warmup_steps(self, loaded: LoadedModel) -> int:
         # Under noise the head stays as drawn: training it would use examples that the guarantee does not cover.
@@ -181,7 +186,8 @@ class Survey:
         layers = [cell for cell in sizes if cell.partition(".")[2]]
         sets = [tuple(layers[-2:]), tuple(layers[:2]), *reversed(list(dict.fromkeys(s for s in sets if s)))]
         size = domain.recipe.batch_size
-        batch = sorted(domain.items, key=lambda item: item.length)[len(domain.items) // 2 :][:size]
+        items = sorted((item for batch in domain.batches for item in batch), key=lambda item: item.length)
+        batch = items[len(items) // 2 :][:size]
         flops: dict[tuple[str, ...], int] = {}
         shapes: list[Shape] = []
 
@@ -192,13 +198,15 @@ class Survey:
 
         seconds = time_steps(loaded, domain.objective, self.engine, batch, sets, domain.recipe, observe)
         steps = step_cost(sets, seconds, sizes, shapes[0]).model_dump()
-        held = 4 * sum(p.numel() for p in loaded.model.parameters())
+        weights = 4 * sum(p.numel() for p in loaded.model.parameters())
         curve = sorted(sets[2:], key=lambda picked: sum(sizes[cell] for cell in picked))
         shares = [sum(sizes[c] for c in picked) / total for picked in curve]
         timed = dict(zip(sets, seconds, strict=True))
+        held_by = [saved_bytes(loaded, domain.objective, self.engine, batch, picked) for picked in curve]
+        memory = [held + BYTES_PER_PARAMETER * share * total for held, share in zip(held_by, shares, strict=True)]
         points: list[tuple[str, str, list[float]]] = [
             ("seconds", "sampled", [timed[picked] for picked in curve]),
-            ("memory_bytes", "modelled", [held + BYTES_PER_PARAMETER * share * total for share in shares]),
+            ("memory_bytes", "counted", [float(weights + held) for held in memory]),
         ]
         if supported(self.config) is None:
             points.append(("flops", "counted", [float(flops[picked]) for picked in curve]))
@@ -206,3 +214,15 @@ class Survey:
             {"resource": name, "source": source, "points": list(zip(shares, found, strict=True))}
             for name, source, found in points
         ], steps
+
+
+def _by_own_hash(pool: Sequence[Any], wanted: int, batches: int, salt: str) -> list[list[Any]]:
+    """Return `batches` lists of about `wanted` examples in all: whether one is in, and where, depends on it alone."""
+    room = 1 << (len(pool) - 1).bit_length()  # a bound that one example more or less does not move
+    rate = min(1.0, wanted / room)
+    found: list[list[Any]] = [[] for _ in range(batches)]
+    for example in pool:
+        place = int(sha256_of([salt, example.id])[:13], 16) / 2**52
+        if place < rate:
+            found[int(place / rate * batches)].append(example)
+    return found

@@ -202,7 +202,7 @@ def test_settings_that_a_method_lacks_or_that_are_ill_typed_are_refused() -> Non
         build_method("full", {"k": 0.1})
     with pytest.raises(SpecError, match=r"lora.r = 2.5: it should be a valid integer"):
         build_method("lora", {"r": 2.5})
-    with pytest.raises(SpecError, match=r"partial.embed = 1: type bool"):
+    with pytest.raises(SpecError, match=r"partial.embed = 1: it should be a valid boolean"):
         build_method("partial", {"embed": 1})
     with pytest.raises(SpecError, match="Did you mean 'partial'"):
         build_method("partal", {})

@@ -294,14 +294,14 @@ def test_a_blueprint_of_another_model_is_refused_with_the_nearest_names() -> Non
     renamed = {name.replace("attn", "atn"): norm for name, norm in NORMS.items()}
     sizes = {name.replace("attn", "atn"): size for name, size in SIZES.items()}
     with pytest.raises(SpecError, match=r"tiny has no atn\.0, atn\.1 \(Did you mean 'attn\.0'\?\)"):
-        check(full_blueprint(renamed, sizes=sizes), force=True)
+        check(full_blueprint(renamed, sizes=sizes), foreign=True)
     with pytest.raises(SpecError, match=r"the file lacks head\. Use a blueprint of tiny"):
         check(full_blueprint(), sizes={**SIZES, "head": 1})
 
 
 def test_a_blueprint_of_other_sizes_is_refused() -> None:
     with pytest.raises(SpecError, match=r"ffn\.0, ffn\.1 differ in size \(ffn\.0: 200 .* 300 in tiny\)"):
-        check(full_blueprint(), sizes={**SIZES, "ffn.0": 300, "ffn.1": 300}, force=True)
+        check(full_blueprint(), sizes={**SIZES, "ffn.0": 300, "ffn.1": 300}, foreign=True)
     unsized = changed("layers.2.parameters", None)
     with pytest.raises(SpecError, match="measured on 1000 parameters, tiny has 1100"):
         check(Blueprint.model_validate(unsized), sizes={**SIZES, "ffn.0": 300})
@@ -312,8 +312,8 @@ def test_a_blueprint_of_other_sizes_is_refused() -> None:
 def test_other_weights_of_the_same_shape_are_a_foreign_revision_unless_forced() -> None:
     with pytest.raises(SpecError, match=r"foreign revision: .*a1a1a1a1a1a1 \(revision main, at 80%.* holds b2b2.*v2"):
         check(full_blueprint(training_checkpoint=0.8), weights_sha256="b2" * 32, revision="v2")
-    notes = check(full_blueprint(), weights_sha256="b2" * 32, revision=None, force=True)
-    assert len(notes) == 1 and notes[0].startswith("Used by force") and "not told" in notes[0]
+    notes = check(full_blueprint(), weights_sha256="b2" * 32, revision=None, foreign=True)
+    assert len(notes) == 1 and notes[0].startswith("Accepted as foreign") and "not told" in notes[0]
 
 
 def test_a_file_of_the_paper_passes_with_notes_of_what_nobody_could_check() -> None:

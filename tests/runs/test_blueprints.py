@@ -339,7 +339,7 @@ def test_making_is_metered_and_what_could_not_be_metered_says_why(encoder: Bluep
         assert made.memory_gb_hours and made.core_hours and made.hardware_class
         assert set(made.packages) == {"torch", "transformers"}
         for name in ("energy_kwh", "co2_kg"):
-            assert getattr(made, name) is not None or made.detail["why_missing"], name
+            assert getattr(made, name) is not None or made.why_missing[name], name
     full = {cost.resource: cost.points[-1][1] for cost in encoder.cost}
     # Two domains of 3 batches, and steps of every set in four rounds: at least the probes themselves were counted.
     assert encoder.made and encoder.made.flops and encoder.made.flops > 4 * full["flops"]

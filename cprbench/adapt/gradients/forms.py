@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-#: Positions per block of the triangle: small enough to skip nearly half, large enough for a fast product.
-_BLOCK = 64
 #: Scalars that the direct form may hold at once: one example on a CPU, a few on a GPU, never a batch of large layers.
 _BUFFER = 2**22
 
@@ -23,9 +21,14 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def block_of(length: int) -> int:
+    """Return the positions per block of the triangle: small enough to skip nearly half, large enough to be fast."""
+    return 16 if length <= 64 else 32
+
+
 def pair_cost(length: int, inputs: int, outputs: int) -> int:
     """Return the multiplications per example of the form over pairs of positions."""
-    blocks = -(-length // _BLOCK)
+    blocks = -(-length // block_of(length))
     return length * length * (blocks + 1) * (inputs + outputs) // (2 * blocks)
 
 
@@ -41,8 +44,9 @@ def gram(x: Tensor) -> list[Tensor]:
     """
     x = wide(x)
     length = x.shape[1]
-    ends = range(_BLOCK, length + _BLOCK, _BLOCK)
-    return [torch.bmm(x[:, end - _BLOCK : end], x[:, :end].transpose(1, 2)) for end in ends]
+    block = block_of(length)
+    ends = range(block, length + block, block)
+    return [torch.bmm(x[:, end - block : end], x[:, :end].transpose(1, 2)) for end in ends]
 
 
 def from_grams(inputs: list[Tensor], outputs: list[Tensor], *, bias: bool) -> Tensor:

@@ -52,11 +52,14 @@ def private_norms(
     *,
     noise_multiplier: float,
     clip_norm: float,
+    batch_size: float,
     seed: int,
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
     """Return (per batch: submodule -> noisy norm of the clipped mean gradient, submodule -> noisy mean example norm).
 
-    Negative values are cut to 0 (post-processing). Two passes a batch: norms, then gradients of reweighted losses.
+    `batch_size`: what means are taken over, expected and not counted: batches that examples join by their own hash have
+    sizes that only the data know. Negative values are cut to 0 (post-processing). Two passes a batch: norms, then
+    gradients of reweighted losses.
     """
     cells = tuple(loaded.partition.parameters)
     norms = SquaredNorms(cells)
@@ -71,6 +74,9 @@ def private_norms(
     sums = torch.zeros(len(cells), dtype=torch.float64)
     shapes: list[Shape] = []
     for batch in batches:
+        if not batch:  # releases as much as any other
+            rows.append({cell: max(0.0, value) / batch_size for cell, value in noise().items()})
+            continue
         losses = _losses(objective, engine, batch, shapes)
         ready(loaded)
         with ExampleNorms(loaded.model, loaded.partition.parameters) as probe:
@@ -82,9 +88,9 @@ def private_norms(
             (losses() * weights.to(torch.float32)).sum().backward()  # type: ignore[no-untyped-call]
         observe(shapes.pop(), 0)
         clipped, drawn = _finite(norms.take()), noise()
-        rows.append({cell: max(0.0, clipped[cell] + drawn[cell]) / len(batch) for cell in cells})
+        rows.append({cell: max(0.0, clipped[cell] + drawn[cell]) / batch_size for cell in cells})
     loaded.model.zero_grad(set_to_none=True)
-    examples, drawn = sum(len(batch) for batch in batches), noise()
+    examples, drawn = batch_size * len(batches), noise()
     summed = _finite(dict(zip(cells, sums.tolist(), strict=True)))
     return rows, {cell: max(0.0, summed[cell] + drawn[cell]) / examples for cell in cells}
 

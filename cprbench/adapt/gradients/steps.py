@@ -67,6 +67,24 @@ def time_steps(
     return [min(seconds[1:]) for seconds in found]
 
 
+def saved_bytes(
+    loaded: LoadedModel, objective: Objective, engine: Engine, batch: Sequence[Item], cells: Sequence[str]
+) -> int:
+    """Return the bytes that autograd keeps for the backward pass of a step that trains `cells`, weights excluded."""
+    loaded.train_only(cells)
+    loaded.model.eval()
+    held = {p.untyped_storage().data_ptr(): 0 for p in loaded.model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        held.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), engine.autocast():
+        objective.loss(batch)
+    return sum(held.values())
+
+
 def step_cost(
     sets: Sequence[Sequence[str]], seconds: Sequence[float], sizes: Mapping[str, int], shape: Shape
 ) -> StepCost:

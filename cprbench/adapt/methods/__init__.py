@@ -43,6 +43,14 @@ PIN = "_sha256"
 
 
 @dataclass(frozen=True)
+class Probe:
+    """How gradient norms are measured before a run: what they may be blended with must have been taken alike."""
+
+    batch_size: int
+    warmup_steps: int
+
+
+@dataclass(frozen=True)
 class Target:
     """The model that a method is planned for, as far as it is known before its weights are read."""
 
@@ -52,19 +60,12 @@ class Target:
     weights_sha256: str = ""
     revision: str | None = None
     label: str = "the model"
+    probe: Probe | None = None
 
     @property
     def total(self) -> int:
         """N: all parameters, the new head excluded."""
         return sum(self.sizes.values())
-
-
-@dataclass(frozen=True)
-class Probe:
-    """How gradient norms are measured before a run: what they may be blended with must have been taken alike."""
-
-    batch_size: int
-    warmup_steps: int
 
 
 def _unavailable() -> Any:
@@ -77,7 +78,6 @@ class Context:
 
     seed: int
     target: Target = Target("", {})
-    probe: Probe = Probe(0, 0)
     measure_norms: Callable[[], dict[str, float]] = _unavailable  # submodule -> gradient norm
     measure_step: Callable[[], StepCost] = _unavailable  # seconds of a training step, by part
     memory_bytes: Callable[[], int] = _unavailable  # of this process so far, at its peak
@@ -189,7 +189,7 @@ def arm_label(method: Method) -> str:
     shown = {
         key: value
         for key, value in settings_of(method).items()
-        if key in method.label_settings or value != defaults[key]
+        if (key in method.label_settings or value != defaults[key]) and key not in getattr(method, "unused", ())
     }
     return " ".join([method.name, *(f"{k}={Path(v).stem if k in files else _short(v)}" for k, v in shown.items())])
 

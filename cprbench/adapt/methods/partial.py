@@ -55,6 +55,11 @@ class Partial:
     files: ClassVar[tuple[str, ...]] = ("blueprint",)
 
     @property
+    def unused(self) -> tuple[str, ...]:
+        """A budget says how much; then k says nothing, and the arm's name leaves it out."""
+        return ("k",) if self.budget else ()
+
+    @property
     def chooses(self) -> bool:
         """Everything at once (k = 1 with embed) needs no choice, so none is paid for."""
         return bool(self.budget) or not (self.k == 1 and self.embed)
@@ -74,7 +79,7 @@ class Partial:
                 raise MethodError("partial.budget picks by squared norm: leave out partial.pick and granularity.")
         blueprint = self._read()
         if blueprint is not None:
-            self._notes_on(blueprint, target)
+            self._measured_alike(blueprint, target, self._notes_on(blueprint, target))
             self._published(blueprint)
             signals.blend(dict.fromkeys(target.sizes, 1.0), dict.fromkeys(target.sizes, 1.0), self.blend_weight)
         if not self.budget:
@@ -88,11 +93,15 @@ class Partial:
             return Prepared(loaded.model, tuple(sizes), {}, 1.0, 1.0)
         blueprint = self._read()
         norms, granularity, notes = self._signal(blueprint, context)
-        cost = self._cost(blueprint, context) if self.pick == "per-cost" or self.budget else None
-        if cost is not None:
+        budget = Budget.parse(self.budget) if self.budget else None
+        cost = None
+        if self.pick == "per-cost" or (budget is not None and budget.time is not None):
+            cost = self._cost(blueprint, context)
             notes["step_cost"] = cost.model_dump()
-        if self.budget:
-            k_asked, picked = None, self._within(norms, sizes, cost, context)
+        if budget is not None:
+            if budget.memory_bytes is not None and self.blend_weight == 1 and blueprint is not None:
+                context.measure_step()  # nothing has run here yet, so nothing has shown what activations take
+            k_asked, picked = None, self._within(norms, sizes, budget, cost, context)
         else:
             k_asked = self._share(blueprint)
             picked = picking.pick(
@@ -109,7 +118,7 @@ class Partial:
             local = context.measure_norms()
             return local, self.granularity, {"gradient_norm": local}
         unchecked = self._notes_on(blueprint, context.target)
-        self._measured_alike(blueprint, context, unchecked)
+        self._measured_alike(blueprint, context.target, unchecked)
         published = self._published(blueprint)
         notes: dict[str, Any] = {
             "blueprint": {
@@ -147,7 +156,7 @@ class Partial:
             revision=target.revision,
             sizes=target.sizes,
             model=target.label,
-            force=self.foreign,
+            foreign=self.foreign,
         )
 
     def _published(self, blueprint: Blueprint) -> dict[str, float]:
@@ -161,7 +170,7 @@ class Partial:
             raise MethodError(f"the blueprint recommends no k ({why or 'it says no k_star'}). Set partial.k=0.15, say.")
         return blueprint.k_star
 
-    def _measured_alike(self, blueprint: Blueprint, context: Context, unchecked: list[str]) -> None:
+    def _measured_alike(self, blueprint: Blueprint, target: Target, unchecked: list[str]) -> None:
         """Refuse to blend norms that were not taken alike (NOTES: choices settled)."""
         theirs = blueprint.measurement
         if theirs is None:
@@ -173,11 +182,13 @@ class Partial:
                     f"{Measurement.model_fields['norm'].default!r}: they do not blend. Pass --set "
                     "partial.blend_weight=1."
                 )
-            warmup = context.probe.warmup_steps if context.target.kind == "encoder" else 0
-            if (theirs.batch_size, theirs.warmup_steps) != (context.probe.batch_size, warmup):
+            if target.probe is None:
+                return
+            warmup = target.probe.warmup_steps if target.kind == "encoder" else 0
+            if (theirs.batch_size, theirs.warmup_steps) != (target.probe.batch_size, warmup):
                 raise MethodError(
                     f"the blueprint's norms are of batches of {theirs.batch_size} after {theirs.warmup_steps} warm-up "
-                    f"steps, local ones would be of {context.probe.batch_size} after {warmup}: they do not blend. Pass "
+                    f"steps, local ones would be of {target.probe.batch_size} after {warmup}: they do not blend. Pass "
                     f"--set select.batch_size={theirs.batch_size} --set select.warmup_steps={theirs.warmup_steps}, or "
                     "partial.blend_weight=1."
                 )
@@ -187,12 +198,17 @@ class Partial:
         return context.measure_step() if known is None else known
 
     def _within(
-        self, norms: Mapping[str, float], sizes: Mapping[str, int], cost: StepCost | None, context: Context
+        self,
+        norms: Mapping[str, float],
+        sizes: Mapping[str, int],
+        budget: Budget,
+        cost: StepCost | None,
+        context: Context,
     ) -> Picked:
         return pick_within(
             norms,
             sizes,
-            Budget.parse(self.budget),
+            budget,
             step_cost=cost,
             fixed_memory_bytes=context.memory_bytes(),
             bytes_per_parameter=BYTES_PER_PARAMETER,
