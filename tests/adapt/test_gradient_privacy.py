@@ -39,7 +39,8 @@ def private(
     clip_norm: float = 1.0,
     seed: int = 0,
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
-    options = {"noise_multiplier": noise_multiplier, "clip_norm": clip_norm, "seed": seed}
+    size = sum(len(batch) for batch in batches) / len(batches)
+    options = {"noise_multiplier": noise_multiplier, "clip_norm": clip_norm, "batch_size": size, "seed": seed}
     return privacy.private_norms(loaded, objective, engine, batches, lambda *_: None, **options)
 
 

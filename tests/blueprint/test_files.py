@@ -184,7 +184,7 @@ def test_as_deep_and_as_large_as_allowed_is_allowed_that_far(tmp_path: Path) -> 
     deep: Any = 1
     for _ in range(files.MAX_DEPTH - 2):
         deep = {"a": deep}
-    files.read(save(tmp_path, changed("made.detail", deep)))
+    refused(tmp_path, changed("made.detail", deep), "unknown key 'made.detail'")  # read, and refused for what it says
     refused(tmp_path, changed("made.detail", {"a": deep}), "deeper than 32")
     padded = json.dumps(paper_example())
     (tmp_path / "padded.json").write_text(padded + " " * (files.MAX_BYTES - len(padded)))

@@ -273,16 +273,22 @@ def test_k_star_follows_from_the_files_own_numbers_or_says_why_not(encoder: Blue
     for blueprint in (encoder, llama):
         whole = blueprint.concentration
         assert whole is not None
-        flops = next(cost for cost in blueprint.cost if cost.resource == "flops")
-        assert (blueprint.k_star, blueprint.k_star_why) == (flops.k_star, flops.why)
+        costs = {cost.resource: cost for cost in blueprint.cost}
+        ordered = [costs[name] for name in ("flops", "seconds", "memory_bytes")]
+        chosen = next((cost for cost in ordered if (cost.r_squared or 0) >= POOR_FIT), ordered[0])
+        assert blueprint.k_star == chosen.k_star
+        assert blueprint.k_star_why == (chosen.why or f"eq. 15 for {chosen.resource}")
         claims = [(cost, cost.k_star, cost.why, whole) for cost in blueprint.cost]
-        claims += [(flops, layer.k_star, layer.k_star_why, layer) for layer in blueprint.layers]  # type: ignore[misc]
+        claims += [(chosen, layer.k_star, layer.k_star_why, layer) for layer in blueprint.layers]  # type: ignore[misc]
         for cost, k_star, why, curve in claims:
             gamma, fixed, slope = curve.gamma_fit, cost.fixed_cost, cost.cost_per_parameter
             assert (k_star is None) == (why is not None)
             if (curve.gamma_fit_r_squared or 0) < POOR_FIT:
                 seen.add("poor")
                 assert k_star is None and "R^2" in str(why)
+            elif (cost.r_squared or 0) < POOR_FIT:
+                seen.add("crooked")
+                assert k_star is None and "no line in k" in str(why)
             elif gamma is not None and gamma < slope / (fixed + slope):  # eq. 16
                 seen.add("holds")
                 assert k_star == pytest.approx(gamma * fixed / (slope * (1 - gamma)))  # eq. 15

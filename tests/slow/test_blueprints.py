@@ -33,3 +33,15 @@ def test_a_blueprint_of_minilm_in_two_domains_is_valid_and_its_ranks_repeat(real
     assert [layer.id for layer in first.layers] == [layer.id for layer in second.layers]
     assert first.model == second.model
     assert first.domains == second.domains
+
+
+def test_a_blueprint_of_a_causal_model_with_tied_tables_repeats_its_ranks(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{name}.json") for name in ("first", "second")]
+    few = ["--batches", "4", "--batch-size", "8"]
+    for path in paths:
+        cprbench("blueprint", "create", "smollm2-135m", "--domain", "general=movie-snippets", *few, "--out", path)
+    found = json.loads(cprbench("blueprint", "compare", *paths, "--json"))
+    assert found["verdict"] == "same pattern" and found["overlap"] == 1.0 and found["correlation"] >= 0.99
+    blueprint = files.read(paths[0])
+    assert blueprint.measurement is not None and blueprint.measurement.head is None
+    assert [layer.id for layer in blueprint.layers][:3] == ["embed", "attn.0", "ffn.0"] and len(blueprint.layers) == 62
