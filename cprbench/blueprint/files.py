@@ -70,7 +70,7 @@ def write(blueprint: Blueprint, path: str | Path) -> None:
 
 def sha256_of_file(path: str | Path) -> str:
     """Return the sha256 of a blueprint file's bytes, 64 hexadecimal digits; raises SpecError as `read` does."""
-    return hashlib.sha256(_bytes(Path(path))).hexdigest()
+    return hashlib.sha256(read_bytes(Path(path))).hexdigest()
 
 
 def json_schema() -> dict[str, Any]:
@@ -151,29 +151,31 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def _bytes(path: Path) -> bytes:
-    """Return the bytes of a regular file of at most MAX_BYTES; links and devices are refused unopened or unread."""
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a regular file of at most MAX_BYTES; pipes and devices are refused unread.
+
+    Links are followed first: the hub's cache is made of them.
+    """
     try:
+        path = path.resolve()
         # O_NONBLOCK: a named pipe must not hang us before its kind is known.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
-        if path.is_symlink():
-            raise SpecError(f"{path}: is a symbolic link. Name the file itself.") from None
         why = getattr(error, "strerror", None) or error
-        raise SpecError(f"{path}: cannot be read ({why}). Name an existing blueprint file.") from None
+        raise SpecError(f"{path}: cannot be read ({why}). Name an existing file.") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise SpecError(f"{path}: is not a regular file. Name a blueprint file (JSON).")
+        raise SpecError(f"{path}: is not a regular file. Name a file.")
     with os.fdopen(descriptor, "rb") as stream:
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise SpecError(f"{path}: is larger than {MAX_BYTES} bytes. A blueprint holds aggregates only: is it one?")
+        raise SpecError(f"{path}: is larger than {MAX_BYTES} bytes, which neither a blueprint nor a scan is.")
     return content
 
 
 def _text(path: Path) -> str:
     try:
-        return _bytes(path).decode("utf-8")
+        return read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8 text.") from None
 

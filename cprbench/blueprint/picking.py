@@ -50,12 +50,9 @@ def pick(
     if granularity not in GRANULARITIES:
         raise MethodError(f"unknown granularity {granularity!r}. {did_you_mean(granularity, GRANULARITIES)}")
     check_norms(norms, sizes)
-    groups: dict[str, list[str]] = {}
-    for name in sizes:
-        layer = _layer(name) if granularity == "layer" else None
-        groups.setdefault(name if layer is None else f"layer.{layer}", []).append(name)
-    group_sizes = {group: sum(sizes[name] for name in inside) for group, inside in groups.items()}
-    group_norms = {group: math.hypot(*(norms[name] for name in inside)) for group, inside in groups.items()}
+    groups, group_norms, group_sizes = grouped(norms, sizes, granularity)
+    if not any(norm > 0 for name, norm in group_norms.items() if name != EMBED or embed):
+        raise MethodError("every norm is 0 among the submodules that may be taken: there is nothing to choose by.")
     if by == "per-cost":
         ranked = rank_per_cost(group_norms, group_sizes, total, k, cost, embed=embed)
     else:
@@ -63,6 +60,18 @@ def pick(
     filled = fill(ranked, group_sizes, total, k, embed=embed)
     taken = {name for group in filled.submodules for name in groups[group]}
     return Picked(tuple(name for name in sizes if name in taken), filled.k_reached)
+
+
+def grouped(
+    norms: Mapping[str, float], sizes: Mapping[str, int], granularity: str
+) -> tuple[dict[str, list[str]], dict[str, float], dict[str, int]]:
+    """Return what is taken as a whole: group -> its submodules, its norm (root of the summed squares), its size."""
+    groups: dict[str, list[str]] = {}
+    for name in sizes:
+        layer = _layer(name) if granularity == "layer" else None
+        groups.setdefault(name if layer is None else f"layer.{layer}", []).append(name)
+    group_norms = {group: math.hypot(*(norms[name] for name in inside)) for group, inside in groups.items()}
+    return groups, group_norms, {group: sum(sizes[name] for name in inside) for group, inside in groups.items()}
 
 
 def rank(norms: Mapping[str, float], sizes: Mapping[str, int], by: str = "norm") -> list[str]:
@@ -166,6 +175,8 @@ def fill(ranked: Sequence[str], sizes: Mapping[str, int], total: int, k: float, 
         if (name != EMBED or embed) and sizes[name] <= budget:
             taken.add(name)
             budget -= sizes[name]
+    if not taken:
+        raise MethodError(f"k = {k} has no room for any of {', '.join(list(ranked)[:5])}. Ask for a larger k.")
     submodules = tuple(name for name in sizes if name in taken)
     return Picked(submodules, sum(sizes[name] for name in submodules) / total)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from cprbench.schema import Count, Frozen, Sha256, Share
+from cprbench.schema import Frozen, Sha256, Share
 
 BLUEPRINT_SCHEMA: Literal["cprbench.blueprint/1"] = "cprbench.blueprint/1"
 #: The domain whose shares all `domain_tags` are relative to.
@@ -23,7 +23,8 @@ COSTS = ("device_hours", "energy_kwh", "memory_gb_hours", "co2_kg", "flops")
 MAX_LAYERS = 10_000
 
 Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0, le=1e100)]  # squares and sums of these stay finite
+Count = Annotated[int, Field(ge=0, le=2**63)]
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,199}$")]
 Tag = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 #: (share of the elements, share of the mass that they hold), both rising to 1.
@@ -79,7 +80,7 @@ class Layer(Frozen):
     gamma: NotNegative | None = None
     k_star: Share | None = None
     domain_tags: dict[Tag, NotNegative] = {}
-    parameters: Annotated[int, Field(gt=0)] | None = None
+    parameters: Annotated[int, Field(gt=0, le=2**53)] | None = None
     parameter_names: Annotated[list[str], Field(max_length=10_000)] = []  # of the live model; tied tensors once
     linears: Annotated[list[str], Field(max_length=10_000)] = []  # modules of this submodule that multiply matrices
     example_norm: NotNegative | None = None
@@ -103,7 +104,7 @@ class ModelInfo(Frozen):
 
 
 class Measurement(Frozen):
-    """How gradients were taken. Blending compares two of these: unlike ones are refused."""
+    """How gradients were taken. Norms of another definition, batch size or warm-up are not blended."""
 
     loss: str
     head: str | None  # how the new head of an encoder was drawn; None: the model has no new head

@@ -109,11 +109,11 @@ class Watched:
             )
         return {cell: median(row[cell] for row in self.rows) for cell in self.cells.sizes}
 
-    def blueprint(
-        self, model_id: str, *, checkpoint: float = 1.0, domain: str = GENERAL, source: str | None = None
-    ) -> Blueprint:
+    def blueprint(self, model_id: str, *, checkpoint: float = 1.0, source: str | None = None) -> Blueprint:
         """Return the norms as a blueprint. `source`: where these very weights lie, so that the file can name them."""
         norms = self.norms()
+        spent = ("device_hours", "core_hours", "energy_kwh", "memory_gb_hours", "co2_kg", "flops")
+        unmetered = dict.fromkeys(spent, "a watched loop is not metered")
         curve = concentration.pick_curve(picking.rank(norms, self.cells.sizes, "density"), norms, self.cells.sizes)
         exponent, r_squared = concentration.fit_exponent(curve)
         layers = []
@@ -127,8 +127,8 @@ class Watched:
                     "gradient_norm": norms[cell],
                     "parameters": size,
                     "parameter_names": names,
-                    "domain_tags": {domain: 1.0},
-                    "domains": {domain: {"gradient_norm": norms[cell], "gradient_norm_ci": width}},
+                    "domain_tags": {GENERAL: 1.0},
+                    "domains": {GENERAL: {"gradient_norm": norms[cell], "gradient_norm_ci": width}},
                     "k_star_why": "a watched loop sees no single scalars",
                 }
             )
@@ -148,7 +148,7 @@ class Watched:
             "concentration": {"pick_curve": curve, "gamma_fit": exponent, "gamma_fit_r_squared": r_squared},
             "k_star_why": "no cost of steps was measured",
             "privacy": {"aggregates_only": True, "note": "no noise, so no formal guarantee"},
-            "made": {"tool": f"cprbench {cprbench.__version__} watch", "seconds": self.seconds},
+            "made": {"tool": f"cprbench {cprbench.__version__}", "seconds": self.seconds, "why_missing": unmetered},
         }
         if source is not None:
             found = resolve(source, offline=True)
@@ -177,8 +177,8 @@ def watch(model: nn.Module, *, every: int = 50, examples: int = 8, loss: Loss | 
     A call of fewer rows is passed over: norms of unlike batches do not compare.
     `loss`: (output, arguments) -> scalar, for models that are not given labels. Raises ModelError where there is none.
     """
-    if every < 1 or examples < 1:
-        raise SpecError(f"every = {every}, examples = {examples}: both are at least 1.")
+    if every < 1 or examples < 2:  # the norm of one example's gradient would be a value of that example
+        raise SpecError(f"every = {every}, examples = {examples}: every is at least 1 and examples at least 2.")
     cells = partition(model, task_head(model))
     watched = Watched(cells, every, examples, dtype=next(model.parameters()).dtype)
     original = model.forward

@@ -120,7 +120,7 @@ def _group(group: Group) -> list[str]:
             if arm.method != "full"
         ],
     )
-    parts += _sources(group.records)
+    parts += _blueprints(group.records) + _sources(group.records)
     parts += _missing(group.records)
     if group.failures:
         parts += ["Runs that did not end well:", ""]
@@ -137,6 +137,24 @@ def _search(arm: ArmResult) -> str:
         return arm.search_seconds.why or ""
     seconds = f"{number(arm.search_seconds)} s" if arm.search_seconds.value is not None else arm.search_seconds.why
     return f"{arm.trials} trials, {seconds}" + (", best at the grid's edge" if arm.search_at_edge else "")
+
+
+def _blueprints(records: Sequence[RunRecord]) -> list[str]:
+    """Return what making the blueprints cost that these runs used: printed beside, billed to nobody here."""
+    lines = set()
+    for record in records:
+        used = record.notes.get("blueprint") if record.blueprint else None
+        if isinstance(used, dict):
+            made = used.get("made") or {}
+            spent = [
+                f"{made[name]:.3g} {resource_title(name)}"
+                for name in RESOURCES
+                if isinstance(made.get(name), int | float)
+            ]
+            model = escape(str(used.get("model_id")))
+            cost = ", ".join(spent) or "not measured"
+            lines.add(f"Blueprint {(record.blueprint or '')[:12]} of {model}: making it cost {cost}.")
+    return [*(f"{line} Not billed to these runs." for line in sorted(lines)), ""] if lines else []
 
 
 def _sources(records: Sequence[RunRecord]) -> list[str]:

@@ -46,7 +46,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raise SpecError for a setting that cannot be."""
-        for name, value, least in (("batches", self.batches, 2), ("batch_size", self.batch_size, 1)):
+        for name, value, least in (("batches", self.batches, 2), ("batch_size", self.batch_size, 2)):
             if value < least:
                 raise SpecError(f"{name} = {value}: at least {least}.")
         if self.precision not in ("auto", "fp32", "bf16"):

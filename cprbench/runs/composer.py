@@ -31,6 +31,7 @@ class Domain:
     objective: Objective
     recipe: TrainingSpec
     batches: list[list[Item]]
+    pool: int  # examples that they were taken from
     info: dict[str, Any]
     rows: list[dict[str, float]]  # per batch: submodule -> norm of the batch-mean gradient
     example_norm: dict[str, float]
@@ -60,8 +61,8 @@ class Composer:
         overall = _concentration(reference, norms)
         for cost in costs:
             _finish_cost(cost, overall, partition.total)
-        # The first resource whose cost is a line in k, so that eq. 15 applies at all.
-        order = sorted(costs, key=lambda cost: ("flops", "seconds", "memory_bytes").index(cost["resource"]))
+        # The first resource whose cost is a line in k, so that eq. 15 applies at all; memory is held, not spent.
+        order = [cost for name in ("flops", "seconds") for cost in costs if cost["resource"] == name]
         chosen = next((c for c in order if (c["r_squared"] or 0) >= concentration.POOR_FIT), order[0])
         shares = {domain.tag: _shares(domain) for domain in domains}
         linears = models.linear_modules(reference.loaded)
@@ -134,13 +135,11 @@ class Composer:
                 "aggregates_only": True,
                 "note": "no noise, so no formal guarantee",
             }
-        seen = [domain.info["data_sha256"] for domain in self.domains]
-        most = max(seen.count(one) for one in seen)
         return {
             "aggregates_only": True,
             "noise_multiplier": sigma,
             "clip_norm": self.job["clip_norm"],
-            "epsilon": privacy.epsilon(sigma, self.job["delta"], privacy.MECHANISMS * most),
+            "epsilon": privacy.epsilon(sigma, self.job["delta"], privacy.MECHANISMS * len(self.domains)),
             "delta": self.job["delta"],
             "accountant": "dp_accounting.pld.PLDAccountant",
             "note": "add or remove one example, which joins a batch by its own hash; heads stay as drawn. Not covered: "
@@ -162,7 +161,12 @@ def _concentration(domain: Domain, norms: Mapping[str, float]) -> dict[str, Any]
         magnitudes = domain.measured.magnitudes
         found["scalar_mass_curve"] = concentration.mass_curve_of_histogram(*magnitudes.ordered(list(sizes)))
         total = sum(sizes.values())
-        drawn = [magnitudes.sample(cell)[: max(1, 100_000 * size // total)] for cell, size in sizes.items()]
+        generator = torch.Generator().manual_seed(stream_seed(0, "tail/draw"))
+        drawn = []
+        for cell, size in sizes.items():  # each submodule by its share of scalars, from all batches alike
+            values = magnitudes.sample(cell)
+            order = torch.randperm(len(values), generator=generator)
+            drawn.append(values[order[: max(1, 100_000 * size // total)]])
         found |= _tail(torch.cat(drawn), "model")
     return found
 

@@ -57,6 +57,9 @@ class Survey:
             privacy.epsilon(job["noise_multiplier"], job["delta"], privacy.MECHANISMS)  # no accountant: say it now
         if job["kind"] == "audit":
             return self._audit(checkpoint)
+        for entry in job["domains"]:  # what is missing is said before anything is measured
+            task = TaskSpec.model_validate(entry["task"])
+            data.load_dataset(task, data=folder_of(job["data"]), offline=job["offline"])
         with self.channel.phase("select"):
             domains = [self._measured(self._ready(entry, checkpoint)) for entry in job["domains"]]
             reference = next((d for d in domains if d.tag == GENERAL), domains[0])
@@ -83,7 +86,7 @@ class Survey:
         split = "validation" if len(dataset.validation) >= wanted else "train"
         pool = dataset.validation if split == "validation" else dataset.train
         if job["noise_multiplier"]:
-            parts = _by_own_hash(pool, wanted, job["batches"], f"{task.name}/blueprint")
+            parts = by_own_hash(pool, wanted, job["batches"], f"{task.name}/blueprint")
         else:
             chosen = list(data.sample_by_label(pool, min(wanted, len(pool)), f"{task.name}/blueprint"))
             random.Random(stream_seed(seed, "probe")).shuffle(chosen)
@@ -107,7 +110,7 @@ class Survey:
             "batches": len(batches),
             "max_tokens": recipe.max_tokens,
         }
-        return Domain(entry["tag"], loaded, objective, recipe, batches, info, [], {}, None)
+        return Domain(entry["tag"], loaded, objective, recipe, batches, len(pool), info, [], {}, None)
 
     def _measured(self, domain: Domain) -> Domain:
         """Return a domain with its norms, taken in one pass per batch, or two under noise."""
@@ -129,7 +132,7 @@ class Survey:
                 *setting,
                 noise_multiplier=job["noise_multiplier"],
                 clip_norm=clip,
-                batch_size=sum(len(batch) for batch in batches) / len(batches),
+                batch_size=_rate(domain.pool, len(batches) * job["batch_size"]) * domain.pool / len(batches),
                 seed=seed,
             )
             return replace(domain, rows=rows, example_norm=means)
@@ -206,7 +209,7 @@ class Survey:
         memory = [held + BYTES_PER_PARAMETER * share * total for held, share in zip(held_by, shares, strict=True)]
         points: list[tuple[str, str, list[float]]] = [
             ("seconds", "sampled", [timed[picked] for picked in curve]),
-            ("memory_bytes", "counted", [float(weights + held) for held in memory]),
+            ("memory_bytes", "modelled", [float(weights + held) for held in memory]),
         ]
         if supported(self.config) is None:
             points.append(("flops", "counted", [float(flops[picked]) for picked in curve]))
@@ -216,13 +219,17 @@ class Survey:
         ], steps
 
 
-def _by_own_hash(pool: Sequence[Any], wanted: int, batches: int, salt: str) -> list[list[Any]]:
+def by_own_hash(pool: Sequence[Any], wanted: int, batches: int, salt: str) -> list[list[Any]]:
     """Return `batches` lists of about `wanted` examples in all: whether one is in, and where, depends on it alone."""
-    room = 1 << (len(pool) - 1).bit_length()  # a bound that one example more or less does not move
-    rate = min(1.0, wanted / room)
+    rate = _rate(len(pool), wanted)
     found: list[list[Any]] = [[] for _ in range(batches)]
     for example in pool:
         place = int(sha256_of([salt, example.id])[:13], 16) / 2**52
         if place < rate:
             found[int(place / rate * batches)].append(example)
     return found
+
+
+def _rate(examples: int, wanted: int) -> float:
+    """Return the chance of an example to be in; it moves only where the size of the data passes a power of two."""
+    return min(1.0, wanted / (1 << max(0, examples - 1).bit_length()))

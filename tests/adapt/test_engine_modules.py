@@ -65,7 +65,10 @@ def toy_norms(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 )
 def test_single_layers_are_right_with_small_inputs_and_when_changed_in_place(layer: nn.Module, small: float) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 6), copy.deepcopy(layer), nn.LazyLinear(2)).double()
+    layer = copy.deepcopy(layer)
+    for parameter in layer.parameters():  # they were drawn when pytest collected, from whatever seed was in force
+        nn.init.normal_(parameter, 0.1, 0.5)
+    model = nn.Sequential(nn.Linear(3, 6), layer, nn.LazyLinear(2)).double()
     x = small * torch.randn(4, 7, 3, dtype=torch.float64)
     with torch.no_grad():
         model[0].bias.mul_(small)

@@ -136,8 +136,11 @@ def test_a_file_that_is_no_file_is_refused(tmp_path: Path) -> None:
     link, pipe = tmp_path / "link.json", tmp_path / "pipe"
     link.symlink_to(real)
     os.mkfifo(pipe)
+    assert files.read(link) == files.read(real)  # the hub's cache is made of links
+    link_to_pipe = tmp_path / "pipe-link.json"
+    link_to_pipe.symlink_to(pipe)
     for path, match in (
-        (link, "symbolic link"),
+        (link_to_pipe, "not a regular file"),
         (tmp_path, "not a regular file"),
         (pipe, "not a regular file"),
         (tmp_path / "absent.json", "No such file"),

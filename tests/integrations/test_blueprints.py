@@ -267,7 +267,7 @@ def test_a_probe_drops_nothing_out_even_where_the_loop_does() -> None:
 @pytest.mark.parametrize(("every", "sampled"), [(1, 7), (2, 4), (3, 3), (7, 1), (8, 1)])
 def test_the_first_call_is_sampled_and_then_every_nth(every: int, sampled: int) -> None:
     model = bert()
-    with watch(model, every=every, examples=1) as watched, torch.no_grad():
+    with watch(model, every=every, examples=2) as watched, torch.no_grad():
         for batch in batches(7):
             model(**batch)
     assert (watched.calls, len(watched.rows), watched.passed_over) == (7, sampled, 0)
@@ -297,7 +297,7 @@ def test_gradients_that_are_not_finite_are_passed_over_and_the_loop_goes_on() ->
     assert (len(watched.rows), watched.passed_over) == (1, 1)
 
 
-@pytest.mark.parametrize(("every", "examples"), [(0, 8), (8, 0), (-1, 1)])
+@pytest.mark.parametrize(("every", "examples"), [(0, 8), (8, 0), (8, 1), (-1, 2)])
 def test_a_sampling_that_cannot_be_is_refused(every: int, examples: int) -> None:
     with (
         pytest.raises(SpecError, match=f"every = {every}, examples = {examples}"),

@@ -91,10 +91,17 @@ class FisherDiagonal(Taps):
         return torch.cat([self.sums[id(p)].flatten() for p in self.cells[cell]]) / self.examples
 
     def influence(self, cell: str, damping: float = DAMPING) -> float:
-        """Return sqrt(g' F^-1 g) of a submodule, 0 where nothing has a gradient."""
-        information, mean = self.diagonal(cell).double(), self.mean(cell).double()
+        """Return sqrt(g' F^-1 g) of a submodule, 0 where no gradient can be told from none.
+
+        The square of a mean over n examples is too large by its variance, (F - g^2)/n for every scalar: over many of
+        them that alone would give sqrt(scalars/n), their number and not their influence. It is taken off.
+        """
+        information, mean, n = self.diagonal(cell).double(), self.mean(cell).double(), self.examples
         level = float(information.mean())
-        return 0.0 if level == 0 else float((mean.square() / (information + damping * level)).sum().sqrt())
+        if level == 0 or n < 2:
+            return 0.0
+        squared = (n * mean.square() - information) / (n - 1)
+        return float((squared / (information + damping * level)).sum().clamp_min(0).sqrt())
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ class Taps(ABC):
         """
         self._owners, self._examples = owners, max(owners) + 1
         self._seen: set[nn.Module] = set()
+        self._many_ids = False
         self._dark: set[nn.Module] = set()
         # An anchor that needs a gradient keeps taps in the graph although every parameter is frozen.
         self._anchor = torch.zeros((), device=next(self.model.parameters()).device, requires_grad=True)
@@ -122,6 +123,12 @@ class Taps(ABC):
             return output
         read = arguments[0] if arguments else next(iter(named.values()))
         if self._modules[module] == "embedding":
+            self._many_ids = self._many_ids or read.ndim > 1
+            if read.ndim == 1 and self._many_ids and len(read) == self._examples:
+                raise ModelError(
+                    f"{len(read)} ids in a batch of {self._examples}: one per example or one per position? Take "
+                    "batches of another size."
+                )
             if read.ndim == 1 and len(read) != self._examples:
                 read, output = read.unsqueeze(0), output.unsqueeze(0)
             if len(read) == 1:  # one row of positions for all examples: give each its own, so that gradients stay apart

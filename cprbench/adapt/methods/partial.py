@@ -101,7 +101,8 @@ class Partial:
         if budget is not None:
             if budget.memory_bytes is not None and self.blend_weight == 1 and blueprint is not None:
                 context.measure_step()  # nothing has run here yet, so nothing has shown what activations take
-            k_asked, picked = None, self._within(norms, sizes, budget, cost, context)
+            notes["memory_bytes"] = context.memory_bytes()
+            k_asked, picked = None, self._within(norms, sizes, granularity, budget, cost, notes["memory_bytes"])
         else:
             k_asked = self._share(blueprint)
             picked = picking.pick(
@@ -201,16 +202,20 @@ class Partial:
         self,
         norms: Mapping[str, float],
         sizes: Mapping[str, int],
+        granularity: str,
         budget: Budget,
         cost: StepCost | None,
-        context: Context,
+        memory_bytes: int,
     ) -> Picked:
-        return pick_within(
-            norms,
-            sizes,
+        groups, group_norms, group_sizes = picking.grouped(norms, sizes, granularity)
+        found = pick_within(
+            group_norms,
+            group_sizes,
             budget,
             step_cost=cost,
-            fixed_memory_bytes=context.memory_bytes(),
+            fixed_memory_bytes=memory_bytes,
             bytes_per_parameter=BYTES_PER_PARAMETER,
             embed=self.embed,
         )
+        taken = {name for group in found.submodules for name in groups[group]}
+        return Picked(tuple(name for name in sizes if name in taken), found.k_reached)

@@ -16,6 +16,7 @@ from cprbench.adapt.methods import Context, Prepared, Target
 from cprbench.adapt.methods.k_set import KSet, train_tensors
 from cprbench.adapt.methods.partial import Partial
 from cprbench.blueprint.exchange import from_spectrum, scores_from_spectrum
+from cprbench.blueprint.files import read_bytes
 from cprbench.errors import MethodError, SpecError
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class Spectrum(KSet):
 
     def _text(self) -> str:
         try:
-            return Path(self.scan).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return read_bytes(Path(self.scan)).decode("utf-8")
+        except UnicodeDecodeError as error:
             raise SpecError(f"spectrum.scan = {self.scan}: cannot be read ({error}).") from None
 
 
