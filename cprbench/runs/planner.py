@@ -176,16 +176,16 @@ def _planned(
     own = {key: value for key, value in settings.items() if key in ("max_examples", "eval_items")}
     limits = suite.limits.model_dump(exclude_none=True)
     recipe = training_for(found.task, {**limits, **suite.training, **settings}, "--set")
+    try:
+        arm.method.check(replace(found.target, probe=Probe(recipe.select_batch_size, recipe.select_warmup_steps)))
+    except MethodError as error:
+        raise MethodError(f"{arm.label}: {error}") from None
     rate_from: Literal["given", "searched", "declared"] = "given"
     if recipe.learning_rate is None:
         rate_from = "searched" if key in rates else "declared"
         rate = rates.get(key) or arm.method.learning_rates[found.model.kind]
         recipe = recipe.model_copy(update={"learning_rate": rate})
     _check_examples(found, recipe)
-    try:
-        arm.method.check(replace(found.target, probe=Probe(recipe.select_batch_size, recipe.select_warmup_steps)))
-    except MethodError as error:
-        raise MethodError(f"{arm.label}: {error}") from None
     seed = block_seed(found.task.name, found.task.version, found.model.weights_sha256, block)
     settings_of_method, files = pinned(arm.method)
     method = Choice(name=arm.method.name, settings=settings_of_method)

@@ -156,7 +156,7 @@ def tiny_task(folder: Path, rows: int) -> str:
     ("recipe", "message"),
     [
         ({"batches": 1}, "batches = 1: at least 2"),
-        ({"batch_size": 0}, "batch_size = 0: at least 1"),
+        ({"batch_size": 0}, "batch_size = 0: at least 2"),
         ({"precision": "fp16"}, "precision 'fp16': auto, fp32 or bf16"),
         ({"noise_multiplier": -1.0}, "noise_multiplier = -1.0"),
         ({"noise_multiplier": math.nan}, "noise_multiplier = nan"),

@@ -117,7 +117,7 @@ def test_a_file_that_changes_between_plan_and_run_fails_the_run_and_not_silently
 
 def test_a_missing_file_is_refused_before_anything_runs(quick: None, tiny_llama: Path, tmp_path: Path) -> None:  # noqa: F811
     asked = suite(tiny_llama, {"blueprint": str(tmp_path / "none.json")})
-    with pytest.raises(SpecError, match=r"none\.json: cannot be read .*Name an existing blueprint file"):
+    with pytest.raises(SpecError, match=r"none\.json: cannot be read .*Name an existing file"):
         run(asked, options=Options(out=tmp_path / "runs"), settings=SMALL)
 
 
@@ -134,7 +134,7 @@ def test_a_budget_with_a_comma_is_one_value_and_a_list_of_numbers_is_many() -> N
     assert read_settings(["partial.budget=time=0.5"]) == {"partial": {"budget": ["time=0.5"]}}
     assert read_settings(["partial.k=blueprint,0.15"]) == {"partial": {"k": ["blueprint", 0.15]}}
     (arm,) = arms_of([ArmSpec(method="partial", settings={"budget": "memory=8GiB,time=0.5"})])
-    assert arm.label == "partial k=0.15 budget=memory=8GiB,time=0.5"  # as it was written, so that it can be asked again
+    assert arm.label == "partial budget=memory=8GiB,time=0.5"  # as it was written, so that it can be asked again
 
 
 # --- spectrum ---------------------------------------------------------------------------------------
