@@ -127,7 +127,7 @@ def check(
 ) -> Drift:
     """Return how far to trust a blueprint's norms beside those of a local batch, by their rank correlation.
 
-    From `fallback` up the blueprint is used; below it only its layers (by_layer); below `local_only` local norms alone.
+    From `fallback` up the blueprint is used; below it whole layers are picked; below `local_only` local norms alone.
     Raises SpecError for norms of different submodules.
     """
     names = _same(blueprint_norms, local_norms, "the blueprint", "the local batch")
@@ -143,20 +143,6 @@ def check(
             correlation, "layers", f"{said}, below {fallback:g}: only whole layers are taken from the blueprint"
         )
     return Drift(correlation, "local", f"{said}, below {local_only:g}: the blueprint is stale for this data")
-
-
-def layer_of(name: str) -> str:
-    """Return the layer group of a submodule: layer.3 for attn.3 and ffn.3; embed and head stand for themselves."""
-    numbered = _NUMBERED.match(name)
-    return f"layer.{numbered[1]}" if numbered else name
-
-
-def by_layer(norms: Mapping[str, float]) -> dict[str, float]:
-    """Return the norm of each layer group: of its submodules' gradients together, so their squares are summed."""
-    squares: dict[str, float] = defaultdict(float)
-    for name, norm in norms.items():
-        squares[layer_of(name)] += norm**2
-    return {group: math.sqrt(square) for group, square in squares.items()}
 
 
 def _pattern(

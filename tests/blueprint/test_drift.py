@@ -148,9 +148,3 @@ def test_equal_norms_have_no_ranks_and_leave_the_local_ones() -> None:
         assert found.correlation is None and found.verdict == "local" and f"norms of {owner} are equal" in found.why
     with pytest.raises(SpecError, match="the blueprint has submodules that the local batch has not: ffn.3"):
         drift.check(local(*range(8)), {name: 1.0 for name in ORDER[:-1]})
-
-
-def test_a_layer_has_the_norm_of_its_submodules_together() -> None:
-    found = drift.by_layer({"embed": 2.0, "attn.0": 3.0, "ffn.0": 4.0, "attn.1": 1.0, "head": 0.5})
-    assert found == {"embed": 2, "layer.0": 5, "layer.1": 1, "head": 0.5}
-    assert [drift.layer_of(name) for name in ("attn.11", "ffn.11", "head")] == ["layer.11", "layer.11", "head"]

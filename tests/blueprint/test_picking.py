@@ -312,3 +312,17 @@ def test_every_picker_keeps_to_k_and_to_whole_submodules(
 
 def test_an_order_by_cost_holds_every_submodule_once() -> None:
     assert sorted(rank_per_cost(NORMS, SIZES, 100, 0.3, COST, embed=False)) == sorted(SIZES)
+
+
+def test_an_order_of_which_nothing_fits_is_refused_and_not_an_empty_set() -> None:
+    sizes = {"attn.0": 10, "ffn.0": 50, "head": 1}
+    with pytest.raises(MethodError, match=r"no room for any of ffn\.0.*Ask for a larger k"):
+        fill(["ffn.0"], sizes, 100, 0.3, embed=False)
+
+
+@pytest.mark.parametrize("by", PICKERS)
+def test_norms_that_are_all_zero_choose_nothing(by: str) -> None:
+    sizes = {"embed": 40, "attn.0": 10, "ffn.0": 50}
+    zeros = {"embed": 1.0, "attn.0": 0.0, "ffn.0": 0.0}  # what may not be taken does not count
+    with pytest.raises(MethodError, match="every norm is 0"):
+        pick(zeros, sizes, 100, 0.6, by=by)

@@ -193,6 +193,22 @@ def test_memory_of_a_process_tree_counts_where_no_single_process_was_watched() -
     assert both.gamma.memory_basis == "rss"
 
 
+def test_a_tree_that_is_read_seldom_keeps_its_last_size_until_it_ends() -> None:
+    whole = trace_of(pss_tree_bytes=constant(3 * GB))
+    # Large trees are read once in 0.8 s, and one that has ended cannot be read at its own end.
+    seldom = [
+        Sample(
+            s.t,
+            dict(s.values) if s.edge == "start" or (round(10 * s.t) % 8 == 0 and s.edge is None) else {},
+            s.phase,
+            s.edge,
+        )
+        for s in whole.samples
+    ]
+    found = on_cpu(Trace(seldom, {}))
+    assert found.gamma.memory_gb_hours == pytest.approx(3 * 12 / 3600)
+
+
 # --- FLOPs ------------------------------------------------------------------------------------------
 
 

@@ -265,3 +265,15 @@ def test_scores_gains_shares_and_multiples_have_their_own_formats() -> None:
     assert score(Figure(0.12345)) == "0.123"
     assert (signed(Figure(0.1)), signed(Figure(-0.1)), signed(Figure(0.0))) == ("+0.100", "-0.100", "+0.000")
     assert (percent(Figure(0.756)), times(Figure(1.5))) == ("76 %", "1.50x")
+
+
+def test_what_making_a_blueprint_cost_stands_beside_the_runs_that_used_it_and_is_not_in_theirs() -> None:
+    made = {"flops": 7.5e12, "device_hours": 0.25, "energy_kwh": None}
+    notes = {"blueprint": {"model_id": "acme/tiny", "made": made}}
+    report = render_report(runs(blueprint="ab" * 32, notes=notes))
+    (line,) = [line for line in report.splitlines() if line.startswith("Blueprint abababababab of acme/tiny")]
+    assert "0.25 device hours" in line and "7.5e+12 FLOPs" in line and "kWh" not in line
+    assert line.endswith("Not billed to these runs.")
+    assert "Blueprint" not in render_report(runs())
+    unpaid = render_report(runs(blueprint="ab" * 32, notes={"blueprint": {"model_id": "acme/tiny", "made": None}}))
+    assert "making it cost not measured" in unpaid

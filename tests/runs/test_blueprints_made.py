@@ -19,7 +19,7 @@ from cprbench.adapt.gradients import privacy
 from cprbench.adapt.training import Engine
 from cprbench.blueprint.drift import spearman
 from cprbench.blueprint.schema import Blueprint
-from cprbench.errors import ModelError, SpecError, TrainingError
+from cprbench.errors import DataError, ModelError, SpecError, TrainingError
 from cprbench.runs.blueprints import Recipe, audit, create
 from cprbench.runs.survey import Survey
 from cprbench.tasks import load_task
@@ -150,6 +150,24 @@ def tiny_task(folder: Path, rows: int) -> str:
 
 
 # --- refusals ---------------------------------------------------------------------------------------
+
+
+def test_data_that_a_later_domain_lacks_is_named_before_the_first_one_is_measured(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    absent = tmp_path / "absent.toml"
+    text = Path(tiny_task(tmp_path, 20)).read_text(encoding="utf-8")
+    source = '[[source]]\nkind = "files"\npath = "none.csv"\nformat = "csv"\nsha256 = "' + "0" * 64 + '"\n'
+    absent.write_text(re.sub(r"\[\[source\]\].*?(?=\[splits\])", lambda _: source, text, flags=re.S), encoding="utf-8")
+    seen: list[str] = []
+    with pytest.raises(DataError, match="none.csv"):
+        create(
+            str(tiny_llama),
+            {"film": "movie-snippets", "absent": str(absent)},
+            recipe=FEW,
+            observe=lambda event: seen.append(event["event"]),
+        )
+    assert "progress" not in seen
 
 
 @pytest.mark.parametrize(

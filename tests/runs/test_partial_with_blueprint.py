@@ -16,6 +16,7 @@ import pytest
 from cprbench.blueprint import files, picking, signals
 from cprbench.blueprint.budget import Budget, pick_within
 from cprbench.blueprint.drift import spearman
+from cprbench.blueprint.schema import StepCost
 from cprbench.errors import MethodError, SpecError
 from cprbench.meters.flops import Pass, Trained, pass_flops
 from cprbench.runs import runner
@@ -154,7 +155,9 @@ def test_a_blueprint_alone_bills_no_flops_of_choosing_and_warms_no_head(
 # --- drift ------------------------------------------------------------------------------------------
 
 
-def test_drifted_ranks_fall_back_to_whole_layers(partial: Partial, local: dict[str, float], write: Any) -> None:
+def test_drifted_ranks_fall_back_to_whole_layers(
+    partial: Partial, local: dict[str, float], write: Any, looked: dict[str, Inspected]
+) -> None:
     norms = reordered(local, "230154")
     correlation = spearman(list(norms.values()), [local[name] for name in norms])
     assert correlation is not None and 0.2 < correlation < 0.5
@@ -167,6 +170,15 @@ def test_drifted_ranks_fall_back_to_whole_layers(partial: Partial, local: dict[s
         assert {f"attn.{layer}", f"ffn.{layer}"} <= set(record.trained_submodules)
     mixed = signals.blend(norms, local, 0.5)
     assert record.notes["blended_norm"] == pytest.approx(mixed)
+    dear = {"forward_seconds": 0.1, "backward_seconds_per_layer": 0.0, "seconds_per_parameter": 1e-5}
+    dear |= {"batch_size": 16, "tokens": 16}
+    within = partial(blueprint=write(norms, step_cost=dear), budget="time=0.4")  # a budget takes whole layers, too
+    cells = set(within.trained_submodules)
+    assert all({f"attn.{i}", f"ffn.{i}"} & cells in (set(), {f"attn.{i}", f"ffn.{i}"}) for i in "01")
+    cost = StepCost.model_validate(dear)
+    sizes = dict(looked[within.spec.model.source].sizes)
+    single = pick_within(mixed, sizes, Budget.parse("time=0.4"), step_cost=cost)
+    assert set(single.submodules) != cells
     trusting = partial(blueprint=write(norms), k=0.4, drift_fallback=0.25)
     assert trusting.notes["blueprint"]["drift"]["verdict"] == "use"
     assert trusting.trained_submodules != record.trained_submodules
