@@ -89,6 +89,10 @@ class ArmSpec(Frozen):
     settings: dict[str, Scalar | list[Scalar]] = {}
     selection: str = "all"
     selection_settings: dict[str, Scalar | list[Scalar]] = {}
+    #: Also run what knows nothing: random data at equal q, and at equal billed FLOPs.
+    baselines: bool = False
+    #: The method of these baselines, where it is not the arm's own: it takes over the settings that both have.
+    baseline_method: str | None = None
 
 
 class Limits(Frozen):

@@ -47,6 +47,11 @@ class Shape:
     scored: int
     squared: int  # sum of squared real lengths
 
+    @classmethod
+    def of(cls, lengths: Sequence[int], scored: int) -> Shape:
+        """Return the shape of a pass over sequences of these lengths, padded to the longest."""
+        return cls(len(lengths), max(lengths), sum(lengths), scored, sum(n * n for n in lengths))
+
 
 @dataclass(frozen=True)
 class Objective(ABC):
@@ -65,15 +70,23 @@ class Objective(ABC):
         """Return each example's own loss, (batch,), and the shape of the pass."""
 
     @abstractmethod
+    def lengths(self, items: Sequence[Item]) -> list[int]:
+        """Return how many positions of each example a pass of `losses` reads, padding excluded."""
+
+    @abstractmethod
     def owners(self, items: Sequence[Item]) -> list[int]:
         """Return the example of each row that enters the output layer in a pass of `losses`."""
+
+    def shape(self, items: Sequence[Item]) -> Shape:
+        """Return the shape that a pass of `losses` has, without running it."""
+        return Shape.of(self.lengths(items), len(self.owners(items)))
 
     @abstractmethod
     def log_likelihoods(self, items: Sequence[Item]) -> tuple[list[list[float]], Shape]:
         """Return every choice's log-likelihood, per item, and the shape of the pass."""
 
-    def _pad(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, int, int]:
-        """Return (ids, mask), both (batch, length) int64 on the model's device, with both token counts."""
+    def _pad(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Return (ids, mask), both (batch, length) int64 on the model's device."""
         longest = max(len(s) for s in sequences)
         device = next(self.model.parameters()).device
         ids = torch.full((len(sequences), longest), self.pad_id, dtype=torch.int64)
@@ -81,23 +94,25 @@ class Objective(ABC):
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
             mask[row, : len(sequence)] = 1
-        lengths = [len(s) for s in sequences]
-        return ids.to(device), mask.to(device), sum(lengths), sum(n * n for n in lengths)
+        return ids.to(device), mask.to(device)
 
 
 class Classification(Objective):
     """Encoders: cross-entropy of a classification head over the choices."""
 
     def _logits(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
-        ids, mask, tokens, squared = self._pad([item.ids for item in items])
-        logits = self.model(input_ids=ids, attention_mask=mask).logits.float()
-        return logits, Shape(len(items), ids.shape[1], tokens, len(items), squared)
+        ids, mask = self._pad([item.ids for item in items])
+        return self.model(input_ids=ids, attention_mask=mask).logits.float(), self.shape(items)
 
     def losses(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
         """Return the cross-entropy of every example."""
         logits, shape = self._logits(items)
         answers = torch.tensor([item.answer for item in items], device=logits.device)
         return functional.cross_entropy(logits, answers, reduction="none"), shape
+
+    def lengths(self, items: Sequence[Item]) -> list[int]:
+        """Return the tokens of every prompt."""
+        return [len(item.ids) for item in items]
 
     def owners(self, items: Sequence[Item]) -> list[int]:
         """Return one row per example."""
@@ -117,7 +132,7 @@ class ChoiceLikelihood(Objective):
     ) -> tuple[list[Tensor], Shape]:
         """Return each sequence's log-likelihoods (its choice's tokens) for (prompt, choice) pairs."""
         # The last token predicts nothing that is scored, so it need not go through the model.
-        ids, mask, tokens, squared = self._pad([[*prompt, *choice][:-1] for prompt, choice in sequences])
+        ids, mask = self._pad([[*prompt, *choice][:-1] for prompt, choice in sequences])
         backbone: Any = self.model.base_model
         hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
         rows = [(row, len(p) - 1 + j) for row, (p, c) in enumerate(sequences) for j in range(len(c))]
@@ -125,13 +140,17 @@ class ChoiceLikelihood(Objective):
         logits = self.model.get_output_embeddings()(picked).float()  # type: ignore[operator]
         targets = torch.tensor([t for _, choice in sequences for t in choice], device=logits.device)
         found = -functional.cross_entropy(logits, targets, reduction="none")
-        shape = Shape(len(sequences), ids.shape[1], tokens, len(rows), squared)
+        shape = Shape.of([len(prompt) + len(choice) - 1 for prompt, choice in sequences], len(rows))
         return list(torch.split(found, [len(choice) for _, choice in sequences])), shape
 
     def losses(self, items: Sequence[Item]) -> tuple[Tensor, Shape]:
         """Return for every example the mean NLL of its right choice's tokens."""
         found, shape = self._token_log_likelihoods([(item.ids, item.choices[item.answer]) for item in items])
         return -torch.stack([tokens.mean() for tokens in found]), shape
+
+    def lengths(self, items: Sequence[Item]) -> list[int]:
+        """Return the tokens of prompt and right choice without the last, which predicts nothing."""
+        return [len(item.ids) + len(item.choices[item.answer]) - 1 for item in items]
 
     def owners(self, items: Sequence[Item]) -> list[int]:
         """Return a row per token of each right choice."""
@@ -148,13 +167,13 @@ class ChoiceLikelihood(Objective):
 
     def _single_tokens(self, items: Sequence[Item]) -> tuple[list[list[float]], Shape]:
         """Score one-token choices from one forward pass per prompt instead of one per choice."""
-        ids, mask, tokens, squared = self._pad([item.ids for item in items])
+        ids, mask = self._pad([item.ids for item in items])
         backbone: Any = self.model.base_model
         hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
         last = hidden[torch.arange(len(items)), [len(item.ids) - 1 for item in items]]
         scores = functional.log_softmax(self.model.get_output_embeddings()(last).float(), dim=-1)  # type: ignore[operator]
         values = [[float(scores[row, c[0]]) for c in item.choices] for row, item in enumerate(items)]
-        return values, Shape(len(items), ids.shape[1], tokens, len(items), squared)
+        return values, Shape.of([len(item.ids) for item in items], len(items))
 
 
 def objective_for(loaded: LoadedModel) -> Objective:

@@ -50,7 +50,7 @@ def _methods() -> dict[str, str]:
 def _selections() -> dict[str, str]:
     from cprbench.adapt.selection import SELECTIONS
 
-    return dict(SELECTIONS)
+    return {name: line for name, (_, line) in SELECTIONS.items()}
 
 
 def _models() -> dict[str, str]:

@@ -82,12 +82,14 @@ def run(
 
         print_groups(Console(), compare(records))
         _say_where(done, out)
+    for name, why in done.skipped.items():
+        typer.echo(f"not run: {name}: {why}", err=True)
     for record in done.failed:
         typer.echo(f"{record.status}: {record.arm}, block {record.block} ({record.run_id}): {record.error}", err=True)
     if done.interrupted:
         typer.echo("interrupted: finished runs are stored, the same command goes on from here.", err=True)
         raise typer.Exit(130)
-    if done.failed:
+    if done.failed or done.skipped:
         typer.echo("Run the same command with --retry to run failed runs again.", err=True)
         raise typer.Exit(1)
 
@@ -123,15 +125,30 @@ def _suite(
     if not model:
         raise SpecError("no model. Pass --model, for example --model minilm (see `cprbench list models`).")
     methods = [name for name in (method or "head,full,lora,partial").split(",") if name]
-    unused = sorted(set(settings) - set(methods) - {"training"})
+    selections = (selection or "all").split(",")
+    unused = sorted(set(settings) - set(methods) - {"training", "selection"})
     if unused:
         raise SpecError(f"--set {unused[0]}.…: method {unused[0]!r} is not in --method {','.join(methods)}.")
     arms = [
-        ArmSpec(method=name, settings=dict(settings.get(name, {})), selection=chosen)
+        ArmSpec(method=name, settings=dict(settings.get(name, {})), selection=chosen, selection_settings=own)
         for name in methods
-        for chosen in (selection or "all").split(",")
+        for chosen, own in _settings_by(selections, settings.get("selection", {})).items()
     ]
     return SuiteSpec(tasks=what, models=[model], blocks=blocks or 3, arm=arms)
+
+
+def _settings_by(selections: list[str], given: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:
+    """Return selection -> those of the given settings that it has. Raises SpecError for one that none of them has."""
+    from cprbench.adapt.selection import settings_known
+    from cprbench.errors import did_you_mean
+
+    known = {name: settings_known(name) for name in selections}
+    for key in given:
+        if not any(key in names for names in known.values()):
+            every = sorted(set().union(*known.values()))
+            hint = did_you_mean(key, every) if every else "These have no settings."
+            raise SpecError(f"--set selection.{key}: --selection {','.join(selections)} has none such. {hint}")
+    return {name: {key: value for key, value in given.items() if key in names} for name, names in known.items()}
 
 
 def _rates(searches: list[str]) -> dict[str, list[float]]:

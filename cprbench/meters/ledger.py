@@ -50,13 +50,15 @@ def account(
     accelerators: float | None,
     carbon: CarbonFactors | None = None,
     earlier: Sequence[Reading] = (),
+    cached: Sequence[Reading] = (),
     flags: Sequence[str] = (),
 ) -> Account:
     """Return the account of a trace.
 
     `flops`: by (phase, attempt), or the reason why there is no count. `accelerators`: those allotted, 0 on a CPU
     run (device hours are then host hours), None where not known. `earlier`: readings of attempts before this
-    trace, which are billed as well. `flags`: put on every reading of a shared device.
+    trace, which are billed as well. `cached`: readings of work that this attempt took over from another run, billed as
+    if it had done it. `flags`: put on every reading of a shared device.
     """
     spans = _spans(trace.windows())
     on_gpu = accelerators is None or accelerators > 0
@@ -74,6 +76,7 @@ def account(
     for key in spans:
         own = _by_quantity(r for r in fresh if (r.phase, r.attempt) == key)
         fresh.append(co2_reading(key, _scope(own, on_gpu)[0], carbon))
+    fresh = [*cached, *fresh]
     readings = [*earlier, *fresh]
     billed = _by_quantity(r for r in readings if r.phase == "billed")
     # A phase that did not take place took no time: that zero is measured.

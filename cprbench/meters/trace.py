@@ -97,6 +97,13 @@ class Trace:
         """Return the same trace under another attempt's number."""
         return Trace([replace(s, attempt=attempt) for s in self.samples], self.missing)
 
+    def between(self, start: float, end: float) -> Trace:
+        """Return the trace with those windows alone that lie between two times; all samples stay."""
+        inside = {
+            id(edge) for w in self.windows() if start <= w.start.t and w.end.t <= end for edge in (w.start, w.end)
+        }
+        return Trace([s if id(s) in inside else replace(s, edge=None, phase=None) for s in self.samples], self.missing)
+
     def windows(self) -> list[Window]:
         """Return the phases' windows in order. Raises StoreError when time runs backwards."""
         found: list[Window] = []

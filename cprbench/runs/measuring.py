@@ -1,12 +1,15 @@
-"""What a method may ask to be measured before it chooses: gradient norms, the seconds of a step, memory so far.
+"""What methods and selections may ask to be measured before they choose: in the child, inside phase `select`.
 
-In the child, inside phase `select`: every pass is counted and every second billed.
+Every pass is counted and every second billed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import random
 import resource
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,22 +17,34 @@ from typing import Any
 
 import torch
 
+from cprbench.adapt import training
+from cprbench.adapt.data import Example
+from cprbench.adapt.gradients import influence
 from cprbench.adapt.gradients.measure import submodule_norms, warm_head
 from cprbench.adapt.gradients.steps import probe_sets, step_cost, time_steps
-from cprbench.adapt.methods import Context, Probe, Target
+from cprbench.adapt.methods import Context, Prepared, Probe, Target
 from cprbench.adapt.objectives import Item, Shape
+from cprbench.adapt.selection import Measured, Pool
 from cprbench.blueprint.schema import StepCost
-from cprbench.meters.flops import Pass, Trained, pass_flops, supported
+from cprbench.meters.flops import Flops, Pass, Trained, count, pass_flops, supported
+from cprbench.runs.score_cache import ScoreCache
+from cprbench.schema import sha256_of
 from cprbench.spec import stream_seed
 
 
 class Measuring:
     """The measurements of one run. `session`: worker.Session, whose batches and accounts they use."""
 
-    def __init__(self, session: Any, items: Sequence[Item]) -> None:
+    def __init__(self, session: Any, examples: Sequence[Example], items: Sequence[Item]) -> None:
         self._session = session
-        self._items = items
+        self._examples, self._items = examples, items
         self._setting = (session.loaded, session.objective, session.engine)
+        # By identity, since adapters rename what they wrap.
+        named = dict(session.loaded.model.named_parameters())
+        cells = session.loaded.partition.parameters
+        self._cell_of = {id(named[name]): cell for cell, names in cells.items() for name in names}
+        self._warm = not (session.loaded.partition.new_head and session.recipe.select_warmup_steps)
+        self._rounds = 0
 
     def context(self) -> Context:
         """Return what a method's `prepare` is given."""
@@ -51,13 +66,45 @@ class Measuring:
             memory_bytes=peak_memory_bytes,
         )
 
+    def pool(self, prepared: Prepared) -> Pool:
+        """Return what a selection's `select` is given: every training example, with the method in place."""
+        return Pool(
+            ids=[example.id for example in self._examples],
+            labels=[example.reference for example in self._examples],
+            texts=[example.prompt for example in self._examples],
+            lengths=[item.length for item in self._items],
+            seed=self._session.spec.seed,
+            sizes=self._session.loaded.partition.sizes,
+            trained=prepared.trained_submodules,
+            measure=self.measure,
+            input_means=lambda places: influence.input_means(self._session.loaded, [self._items[i] for i in places]),
+            train=self.train,
+            afford=self.afford,
+        )
+
+    # --- of submodules ------------------------------------------------------------------------------
+
+    def warm(self) -> None:
+        """Train the new head alone, once, on the first batches of the whole pool's plan; they count as steps.
+
+        Raises TrainingError where they are all that the run has.
+        """
+        if self._warm:
+            return
+        session, steps = self._session, self._session.recipe.select_warmup_steps
+        session.afford_steps(steps, "select.warmup_steps")
+        self._warm = True
+        trains = {name: p.requires_grad for name, p in session.loaded.model.named_parameters()}
+        torch.manual_seed(stream_seed(session.spec.seed, "warm-up"))
+        batches = session.planned(range(len(self._items)))[:steps]
+        warm_head(*self._setting, batches, session.recipe, session.after_step("select", "head"))
+        for name, parameter in session.loaded.model.named_parameters():  # the method may have said what trains
+            parameter.requires_grad_(trains[name])
+
     def norms(self) -> dict[str, float]:
-        """Warm the new head, if there is one, then measure gradient norms on random training batches."""
+        """Warm the new head, if there is one, then measure gradient norms on random batches of the pool."""
         session, recipe = self._session, self._session.recipe
-        if session.loaded.partition.new_head and recipe.select_warmup_steps:
-            torch.manual_seed(stream_seed(session.spec.seed, "warm-up"))
-            batches = session.batches[: recipe.select_warmup_steps]
-            warm_head(*self._setting, batches, recipe, session.after_step("select", "head"))
+        self.warm()
         draw = random.Random(stream_seed(session.spec.seed, "probe"))
         size = min(len(self._items), recipe.select_batches * recipe.select_batch_size)
         chosen = draw.sample(list(self._items), size)
@@ -78,27 +125,137 @@ class Measuring:
             shapes.append(shape)
             session.count("select", "nothing", shape, backward=False, extra=self._beyond_forward(cells, shape))
 
-        batch = sorted(session.batches, key=lambda batch: max(item.length for item in batch))[len(session.batches) // 2]
+        batches = sorted(session.planned(range(len(self._items))), key=lambda b: max(item.length for item in b))
         sets = probe_sets(sizes)
-        return step_cost(sets, time_steps(*self._setting, batch, sets, session.recipe, observe), sizes, shapes[0])
+        seconds = time_steps(*self._setting, batches[len(batches) // 2], sets, session.recipe, observe)
+        return step_cost(sets, seconds, sizes, shapes[0])
 
     def _beyond_forward(self, cells: Sequence[str], shape: Shape) -> int:
         """Return the FLOPs of a step that trains `cells` beyond those of its forward pass."""
+        trained = Trained(frozenset(cells), bool(self._session.loaded.partition.new_head))
+        return self._flops(trained, shape, backward=True) - self._flops(trained, shape, backward=False)
+
+    def _flops(self, trained: Trained, shape: Shape, *, backward: bool) -> int:
+        """Return the FLOPs of a pass; 0 for an architecture without a count."""
         model, loaded = self._session.spec.model, self._session.loaded
         if supported(model.config) is not None:
             return 0
-        trained = Trained(frozenset(cells), bool(loaded.partition.new_head))
-        step, forward = (
-            pass_flops(
-                model.config,
-                model.kind,
-                loaded.labels,
-                trained,
-                Pass(phase="select", attempt=1, backward=backward, trains="method", **asdict(shape)),
-            ).total
-            for backward in (True, False)
+        done = Pass(phase="select", attempt=1, backward=backward, trains="method", **asdict(shape))
+        return pass_flops(model.config, model.kind, loaded.labels, trained, done).total
+
+    # --- of examples --------------------------------------------------------------------------------
+
+    def measure(self, places: Sequence[int], *, gradients: bool = True, states: bool = False) -> Measured:
+        """Return what the pool tells at these places: from the cache where it was measured before, billed all the same.
+
+        Raises what `influence.measure` raises.
+        """
+        if gradients:
+            self.warm()
+        session, items = self._session, [self._items[i] for i in places]
+        cache = ScoreCache(Path(session.job["scores"]), session.folder / "scores.jsonl")
+        key = self._key(items, gradients=gradients, states=states)
+        if (stored := cache.get(key)) is not None:
+            session.bill_again(stored[1])
+            return stored[0]
+        parameters = session.loaded.model.named_parameters()
+        cells: dict[str, tuple[str, ...]] = {cell: () for cell in session.loaded.partition.sizes}
+        for name, parameter in parameters:
+            if (cell := self._cell_of.get(id(parameter))) is not None:
+                cells[cell] += (name,)
+
+        def observe(shape: Shape, extra: int | None, done: int) -> None:
+            trains = "nothing" if extra is None else "activations"
+            session.count("select", trains, shape, backward=extra is not None, extra=extra or 0)
+            session.channel.send("progress", phase="select", done=done, of=len(items))
+
+        before, began = session.spent, time.monotonic()
+        with session.channel.phase("select"):  # a window of its own, so that its cost can be told from the rest
+            found = influence.measure(
+                *self._setting,
+                items,
+                session.recipe.select_batch_size,
+                observe,
+                cells=cells,
+                gradients=gradients,
+                states=states,
+            )
+        spent = Flops(session.spent.total - before.total, session.spent.padding - before.padding)
+        cache.put(key, found, (began, time.monotonic()), spent)
+        return found
+
+    def _key(self, items: Sequence[Item], **what: bool) -> str:
+        """Return a hash of all that could change what is measured, or what that costs."""
+        session, recipe = self._session, self._session.recipe
+        text = hashlib.sha256()
+        for item in items:
+            text.update(repr((item.ids, item.choices, item.answer)).encode())
+        changed = hashlib.sha256()
+        if session.steps_done:  # else the model is as its weights' hash and its seed say
+            for parameter in session.loaded.model.parameters():
+                if parameter.requires_grad or id(parameter) not in self._cell_of:
+                    changed.update(parameter.detach().float().cpu().numpy().tobytes())
+        return sha256_of(
+            {
+                **what,
+                "weights": session.spec.model.weights_sha256,
+                "changed": changed.hexdigest(),
+                "seed": session.spec.seed if session.loaded.partition.new_head or session.trained.lora else None,
+                "method": session.spec.method.model_dump(mode="json") if session.trained.lora else None,
+                "items": text.hexdigest(),
+                "batch_size": recipe.select_batch_size,
+                "attention": recipe.attention,
+                "precision": session.engine.precision,
+                "hardware_class": session.job["hardware_class"],
+                "torch": torch.__version__,
+            }
         )
-        return step - forward
+
+    def train(self, places: Sequence[int], steps: int) -> None:
+        """Train what the method trains for a few steps on these places, at its rate; they count as steps of the run.
+
+        Raises TrainingError where they are all that the run has.
+        """
+        session = self._session
+        self.warm()
+        session.afford_steps(steps, "selection.steps x rounds")
+        self._rounds += 1
+        items = [self._items[i] for i in places]
+        size = session.recipe.batch_size
+        epochs = math.ceil(steps * size / len(items))
+        seed = stream_seed(session.spec.seed, f"iterative {self._rounds}")
+        plan = training.plan_batches([item.length for item in items], size, epochs, seed)[:steps]
+        training.train(
+            *self._setting,
+            [[items[i] for i in batch] for batch in plan],
+            session.recipe,
+            float(session.recipe.learning_rate or 0.0),
+            session.after_step("select", "method"),
+            constant_rate=True,
+        )
+
+    def afford(self, order: Sequence[int], flops: float) -> int:
+        """Return how many of the first places of `order` a run can train on that bills at most `flops`, at least one.
+
+        All of them where even they leave some of it.
+        """
+        low, high = 1, len(order)
+        while low < high:
+            middle = (low + high + 1) // 2
+            batches = self._session.planned(sorted(order[:middle]))[self._session.steps_done :]
+            low, high = (middle, high) if self.cost(batches) + self._session.spent.total <= flops else (low, middle - 1)
+        return low
+
+    def cost(self, batches: Sequence[Sequence[Item]]) -> int:
+        """Return the FLOPs of training steps on `batches`."""
+        session = self._session
+        model, objective = session.spec.model, session.objective
+        passes = [
+            Pass(phase="train", attempt=1, backward=True, trains="method", **asdict(objective.shape(batch)))
+            for batch in batches
+        ]
+        found = count(model.config, model.kind, session.loaded.labels, session.trained, passes)
+        return sum(part.total for part in found.values())
 
 
 def peak_memory_bytes() -> int:

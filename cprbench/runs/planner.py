@@ -10,9 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import cprbench
-from cprbench.adapt.methods import PIN, Method, Probe, Target, arm_label, build_method, pinned
-from cprbench.adapt.selection import check_selection
+from cprbench.adapt.methods import Method, Probe, Target, build_method
+from cprbench.adapt.selection import Selection, build_selection, selection_label
+from cprbench.adapt.selection.ranking import parse_band
+from cprbench.adapt.settings import label, pinned, settings_of, without_paths
 from cprbench.errors import MethodError, SpecError, TrainingError, did_you_mean
+from cprbench.meters.flops import supported
 from cprbench.schema import sha256_of
 from cprbench.spec import (
     ArmSpec,
@@ -56,8 +59,16 @@ class Inspected:
     @property
     def target(self) -> Target:
         """What a method may know before it is planned."""
-        model = self.model
-        return Target(model.kind, self.sizes, self.tensors, model.weights_sha256, model.revision, model.label)
+        model, data = self.model, self.task_ref.data_sha256
+        return Target(
+            model.kind,
+            self.sizes,
+            self.tensors,
+            model.weights_sha256,
+            model.revision,
+            model.label,
+            data_sha256=data,
+        )
 
 
 @dataclass(frozen=True)
@@ -65,13 +76,13 @@ class Arm:
     """A method with its settings and a selection, ready to be planned."""
 
     method: Method
-    selection: str
+    selection: Selection
+    follows: str | None = None  # the arm whose billed FLOPs it has to meet, so that it runs after it
 
     @property
     def label(self) -> str:
-        """The arm's name: "partial k=0.15"."""
-        chosen = "" if self.selection == "all" else f" selection={self.selection}"
-        return arm_label(self.method) + chosen
+        """The arm's name: "partial k=0.15 selection=influence q=0.3"."""
+        return " ".join(filter(None, (label(self.method), selection_label(self.selection))))
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,16 @@ class Planned:
     rate_from: Literal["given", "searched", "declared"] = "declared"
     has_new_head: bool = False
     labels: int | None = None
-    files: Mapping[str, str] = field(default_factory=dict)  # setting of the method -> path on this machine
+    #: method | selection -> setting -> path on this machine
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    follows: str | None = None
+
+    def billed_like(self, flops: float) -> Planned:
+        """Return this run with the bill that it has to meet: that of the arm that it follows."""
+        selection = self.spec.selection
+        chosen = selection.model_copy(update={"settings": {**selection.settings, "flops": float(flops)}})
+        spec = self.spec.model_copy(update={"selection": chosen})
+        return replace(self, spec=spec, run_id=run_id(spec, self.block, self.role))
 
 
 def arms_of(specs: Sequence[ArmSpec]) -> list[Arm]:
@@ -99,18 +119,42 @@ def arms_of(specs: Sequence[ArmSpec]) -> list[Arm]:
 
     Raises SpecError for unknown methods, settings and selections, and for arms that are the same twice.
     """
-    arms: list[Arm] = []
+    arms: dict[str, Arm] = {}
+    baselines: dict[str, Arm] = {}
     for spec in specs:
-        check_selection(spec.selection)
-        if spec.selection_settings:
-            raise SpecError(f"selection {spec.selection!r} has no settings, found {spec.selection_settings}.")
-        lists = {key: value if isinstance(value, list) else [value] for key, value in spec.settings.items()}
-        for values in itertools.product(*lists.values()):
-            arm = Arm(build_method(spec.method, dict(zip(lists, values, strict=True))), spec.selection)
-            if any(arm.label == other.label for other in arms):
-                raise SpecError(f"arm {arm.label!r} is listed twice. Leave one out, or give its file another name.")
-            arms.append(arm)
-    return arms
+        for settings in _combined(spec.settings):
+            for chosen in _combined(spec.selection_settings):
+                arm = Arm(build_method(spec.method, settings), build_selection(spec.selection, chosen))
+                if arm.label in arms:
+                    raise SpecError(f"arm {arm.label!r} is listed twice. Leave one out, or give its file another name.")
+                arms[arm.label] = arm
+                if spec.baselines:
+                    found = _baselines(arm, spec.baseline_method or spec.method)
+                    baselines |= {baseline.label: baseline for baseline in found}
+    return list((arms | {name: arm for name, arm in baselines.items() if name not in arms}).values())
+
+
+def _combined(settings: Mapping[str, Scalar | list[Scalar]]) -> list[dict[str, Scalar]]:
+    lists = {key: value if isinstance(value, list) else [value] for key, value in settings.items()}
+    return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+
+
+def _baselines(arm: Arm, method: str) -> list[Arm]:
+    """Return what an arm is compared with: as much by lot, and as much by lot as its whole bill pays for."""
+    known = settings_of(build_method(method, {}))
+    same = build_method(method, {k: v for k, v in settings_of(arm.method).items() if k in known})
+    q = {k: v for k, v in settings_of(arm.selection).items() if k in ("q", "class_guard")}
+    if getattr(arm.selection, "band", ""):
+        low, high = parse_band(arm.selection.band)  # type: ignore[attr-defined]
+        q["q"] = round(high - low, 12)
+    if arm.selection.name == "all" and same == arm.method:
+        raise SpecError(
+            f"arm {arm.label!r} uses all data: its baseline by lot is itself. Name another baseline_method."
+        )
+    by_lot = build_selection("random", q) if q else arm.selection
+    follows = selection_label(arm.selection).removeprefix("selection=") if same == arm.method else arm.label
+    billed = build_selection("random", {"flops_of": follows})
+    return [Arm(same, by_lot), Arm(same, billed, follows=arm.label)]
 
 
 def plan(
@@ -132,7 +176,7 @@ def plan(
         for block in range(suite.blocks):
             group = [_planned(suite, found, arm, block, settings, searched or {}, chosen_rates or {}) for arm in arms]
             # Shuffled, so that a machine that drifts does not favour the arm that always comes first.
-            runs += sorted(group, key=lambda run: sha256_of([run.spec.seed, run.arm]))
+            runs += sorted(group, key=lambda run: (run.follows is not None, sha256_of([run.spec.seed, run.arm])))
     return runs
 
 
@@ -152,8 +196,8 @@ def plan_search(
         if not found.counts["validation"]:
             raise SpecError(f"task {found.task.name!r} has no validation split, so no rate can be searched on it.")
         for arm in arms:
-            if arm.method.name not in rates and "" not in rates:
-                continue  # not asked for: its declared rate
+            if arm.follows is not None or (arm.method.name not in rates and "" not in rates):
+                continue  # not asked for: its declared rate; or there is no bill to meet yet
             key = (found.task.name, found.model.source, arm.label)
             trials[key] = [
                 _planned(suite, found, arm, 0, {**settings, "learning_rate": rate}, {}, {}, role="search")
@@ -176,20 +220,25 @@ def _planned(
     own = {key: value for key, value in settings.items() if key in ("max_examples", "eval_items")}
     limits = suite.limits.model_dump(exclude_none=True)
     recipe = training_for(found.task, {**limits, **suite.training, **settings}, "--set")
+    _check_examples(found, recipe)
     try:
-        arm.method.check(replace(found.target, probe=Probe(recipe.select_batch_size, recipe.select_warmup_steps)))
-    except MethodError as error:
-        raise MethodError(f"{arm.label}: {error}") from None
+        target = replace(found.target, probe=Probe(recipe.select_batch_size, recipe.select_warmup_steps))
+        arm.method.check(target)
+        arm.selection.check(arm.method, target)
+        _check_steps(found, arm, recipe)
+    except (MethodError, TrainingError) as error:
+        raise type(error)(f"{arm.label}: {error}") from None
     rate_from: Literal["given", "searched", "declared"] = "given"
+    if arm.follows is not None and arm.follows.partition(" ")[0] == arm.method.name:  # only its data differ
+        key = (found.task.name, found.model.source, arm.follows)
     if recipe.learning_rate is None:
         rate_from = "searched" if key in rates else "declared"
         rate = rates.get(key) or arm.method.learning_rates[found.model.kind]
         recipe = recipe.model_copy(update={"learning_rate": rate})
-    _check_examples(found, recipe)
     seed = block_seed(found.task.name, found.task.version, found.model.weights_sha256, block)
-    settings_of_method, files = pinned(arm.method)
-    method = Choice(name=arm.method.name, settings=settings_of_method)
-    selection = Choice(name=arm.selection)
+    (own_settings, method_files), (chosen, selection_files) = pinned(arm.method), pinned(arm.selection)
+    method = Choice(name=arm.method.name, settings=own_settings)
+    selection = Choice(name=arm.selection.name, settings=chosen)
     spec = RunSpec(
         task=found.task_ref, model=found.model, method=method, selection=selection, seed=seed, training=recipe
     )
@@ -211,13 +260,33 @@ def _planned(
         rate_from=rate_from,
         has_new_head=found.has_new_head,
         labels=found.labels,
-        files=files,
+        files={"method": method_files, "selection": selection_files},
+        follows=arm.follows,
     )
 
 
-def _check_examples(found: Inspected, recipe: TrainingSpec) -> None:
+def _check_steps(found: Inspected, arm: Arm, recipe: TrainingSpec) -> None:
+    """Raise SpecError or TrainingError for a selection that keeps nothing, or whose choosing uses up all steps."""
+    kept = arm.selection.kept(_available(found, recipe))
+    before = recipe.select_warmup_steps if found.has_new_head and arm.selection.warms_head else 0
+    before += getattr(arm.selection, "trains", 0)
+    steps = None if kept is None else recipe.epochs * math.ceil(kept / recipe.batch_size)
+    if before and steps is not None and before >= steps:
+        raise TrainingError(
+            f"choosing takes {before} of the run's {steps} steps ({kept} examples), so none is left to train. Lower "
+            "select.warmup_steps, or train on more examples or epochs."
+        )
+    if arm.follows is not None and (why := supported(found.model.config)) is not None:
+        raise TrainingError(f"there are no FLOPs to compare by: {why}. Leave out its baselines.")
+
+
+def _available(found: Inspected, recipe: TrainingSpec) -> int:
     available = found.counts["train"]
-    wanted = available if recipe.max_examples is None else min(available, recipe.max_examples)
+    return available if recipe.max_examples is None else min(available, recipe.max_examples)
+
+
+def _check_examples(found: Inspected, recipe: TrainingSpec) -> None:
+    available, wanted = found.counts["train"], _available(found, recipe)
     if wanted == 0:
         raise TrainingError(
             f"task {found.task.name!r}: zero training examples (the split holds {available}, "
@@ -232,8 +301,8 @@ def run_id(spec: RunSpec, block: int, role: str) -> str:
     """
     content = spec.model_dump(mode="json")
     content["model"] = {"weights_sha256": spec.model.weights_sha256, "kind": spec.model.kind}
-    settings = content["method"]["settings"]
-    content["method"]["settings"] = {k: v for k, v in settings.items() if f"{k}{PIN}" not in settings}
+    for choice in (content["method"], content["selection"]):
+        choice["settings"] = without_paths(choice["settings"])
     minor = ".".join(cprbench.__version__.split(".")[:2])
     return sha256_of({"spec": content, "block": block, "role": role, "version": minor})[:16]
 
@@ -241,7 +310,7 @@ def run_id(spec: RunSpec, block: int, role: str) -> str:
 def read_settings(pairs: Sequence[str]) -> dict[str, dict[str, list[Scalar]]]:
     """Return --set ROOM.KEY=VALUE[,VALUE…] as room -> key -> values.
 
-    Rooms are method names, `training` and `select`. Raises SpecError with the nearest known room.
+    Rooms are method names, `selection`, `training` and `select`. Raises SpecError with the nearest known room.
     """
     from cprbench.adapt.methods import METHODS
 
@@ -251,7 +320,7 @@ def read_settings(pairs: Sequence[str]) -> dict[str, dict[str, list[Scalar]]]:
         room, dot, key = path.partition(".")
         if not equals or not dot or not key or not text:
             raise SpecError(f"--set {pair!r}: write ROOM.KEY=VALUE, for example --set partial.k=0.15.")
-        rooms = [*METHODS, "training", "select"]
+        rooms = [*METHODS, "selection", "training", "select"]
         if room not in rooms:
             raise SpecError(f"--set {pair!r}: unknown room {room!r}. {did_you_mean(room, rooms)}")
         if room == "select":

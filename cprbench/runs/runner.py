@@ -16,7 +16,7 @@ from cprbench.meters.flops import Flops, Pass, Trained, count, supported
 from cprbench.meters.history import finish_history
 from cprbench.meters.ledger import account
 from cprbench.meters.trace import Trace
-from cprbench.runs import planner, store
+from cprbench.runs import planner, score_cache, store
 from cprbench.runs.channel import TRAINS
 from cprbench.runs.child import LOG, Outcome, run_child
 from cprbench.runs.metering import Bench, MeterOptions, environment_of, open_bench
@@ -53,6 +53,8 @@ class Done:
     trials: list[RunRecord]
     reused: int
     interrupted: bool = False
+    #: Runs that could not be planned to the end, with the reason: a bill that they had to meet was not measured.
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[RunRecord]:
@@ -99,11 +101,22 @@ def run(
     runs = planner.plan(suite, inspected, arms, settings=settings, searched=searched, chosen_rates=rates)
     announce(runs)
     records: list[RunRecord] = []
+    skipped: dict[str, str] = {}
+    bills: dict[Any, RunRecord] = {}
     for planned in runs:
+        place = (planned.spec.task.name, planned.spec.model.source, planned.block)
+        if planned.follows is not None:
+            bill = bills[*place, planned.follows]
+            if bill.gamma.flops is None or bill.status != "ok":
+                why = f"{planned.follows} has no bill to meet: it {bill.status}" if bill.status != "ok" else "no FLOPs"
+                skipped[f"{planned.arm}, block {planned.block}"] = why
+                continue
+            planned = planned.billed_like(bill.gamma.flops)
         records.append(launcher.run(planned))
+        bills[*place, planned.arm] = records[-1]
         if records[-1].status == "interrupted":
-            return Done(records, trials, launcher.reused, interrupted=True)
-    return Done(records, trials, launcher.reused)
+            return Done(records, trials, launcher.reused, interrupted=True, skipped=skipped)
+    return Done(records, trials, launcher.reused, skipped=skipped)
 
 
 def _best_rate(key: tuple[str, str, str], group: Sequence[Planned], found: Sequence[RunRecord]) -> tuple[Search, float]:
@@ -185,7 +198,9 @@ class _Launcher:
             "spec": planned.spec.model_dump(mode="json"),
             "task": planned.task.model_dump(mode="json"),
             "model": planned.spec.model.pinned,
-            "files": dict(planned.files),
+            "files": {room: dict(paths) for room, paths in planned.files.items()},
+            "scores": str((self._shelf.root / score_cache.FOLDER).resolve()),
+            "hardware_class": bench.hardware_class(bool(bench.gpu.devices)),
             "role": planned.role,
             "data": None if self._options.data is None else str(self._options.data),
             "offline": self._options.offline,
@@ -212,7 +227,8 @@ class _Launcher:
             bench.close()
         if outcome.status == "ok":
             (folder / LOG).unlink()
-        (folder / TRAINS).unlink(missing_ok=True)
+        for name in (TRAINS, score_cache.USED):
+            (folder / name).unlink(missing_ok=True)
         self._shelf.commit(folder, record)
         self._observe(planned, {"event": "done", "record": record, "reused": False})
         return record
@@ -225,9 +241,15 @@ class _Launcher:
         trace, flops = Trace.load(samples).as_attempt(attempt), _flops(planned, folder)
         if not isinstance(flops, str):
             flops = {(phase, attempt): value for (phase, _), value in flops.items()}
-        accelerators = bench.accelerators(bool(bench.gpu.devices))
-        carbon = self._options.metering.carbon
-        return account(trace, flops, cores=hardware.bound_cores(), accelerators=accelerators, carbon=carbon).readings
+        allotted: dict[str, Any] = {
+            "cores": hardware.bound_cores(),
+            "accelerators": bench.accelerators(bool(bench.gpu.devices)),
+            "carbon": self._options.metering.carbon,
+        }
+        known = not isinstance(flops, str)
+        root = self._shelf.root / score_cache.FOLDER
+        cached = score_cache.settle(root, folder, trace, attempt, flops_known=known, **allotted)
+        return account(trace, flops, cached=cached, **allotted).readings
 
     def _record(
         self,
@@ -246,15 +268,16 @@ class _Launcher:
         # A child that died before it could tell ran where CUDA would have put it.
         on_gpu = result["device"] == "cuda" if result else bool(bench.gpu.devices)
         carbon = self._options.metering.carbon
-        bill = account(
-            trace,
-            flops,
-            cores=hardware.bound_cores(),
-            accelerators=bench.accelerators(on_gpu),
-            carbon=carbon,
-            earlier=billed,
-            flags=bench.flags,
-        )
+        allotted: dict[str, Any] = {
+            "cores": hardware.bound_cores(),
+            "accelerators": bench.accelerators(on_gpu),
+            "carbon": carbon,
+            "flags": bench.flags,
+        }
+        known = not isinstance(flops, str)
+        root = self._shelf.root / score_cache.FOLDER
+        cached = score_cache.settle(root, folder, trace, attempt, flops_known=known, **allotted)
+        bill = account(trace, flops, earlier=billed, cached=cached, **allotted)
         finish_history(folder / store.HISTORY, trace)
         empty = {"primary": planned.task.primary, "base": None, "final": None, "items": 0}
         return RunRecord(

@@ -17,15 +17,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cprbench.errors import CprbenchError, TrainingError
+from cprbench.meters.flops import Flops, Pass, Trained, pass_flops, supported
 from cprbench.meters.tree import AllocatorMeter
 from cprbench.runs.channel import TRAINS, Channel
 from cprbench.runs.inspection import folder_of, inspect, labels_of, rates
-from cprbench.spec import BILLED_PHASES, Phase, RunSpec, TaskSpec, stream_seed
+from cprbench.spec import BILLED_PHASES, Phase, Reading, RunSpec, TaskSpec, stream_seed
 
 _NEVER_TRIM = 2**31 - 1
 
@@ -94,14 +96,17 @@ class Session:
         self.folder = Path(job["folder"])
         self.history = (self.folder / "history.jsonl").open("w", encoding="utf-8", buffering=1)
         self.work = (self.folder / "work.jsonl").open("w", encoding="utf-8", buffering=1)
-        self.flops = 0
+        self.spent = Flops()  # billed so far, what was taken over from earlier runs included
         self.steps_done = 0
+        self.steps: int | None = None  # of the whole run; None while only its selection can tell
 
     def run(self) -> dict[str, Any]:
         """Return what the record keeps of this run besides its costs."""
         from cprbench.adapt import data, models, objectives, training
         from cprbench.adapt.checkpoints import resolve
-        from cprbench.adapt.methods import build_pinned
+        from cprbench.adapt.methods import build_method
+        from cprbench.adapt.selection import build_selection
+        from cprbench.adapt.settings import unpinned
         from cprbench.meters import hardware
         from cprbench.runs.measuring import Measuring
 
@@ -122,33 +127,33 @@ class Session:
             raise TrainingError("there are no training examples: training.max_examples is 0 or the split is empty.")
         self.test = data.sample_by_label(dataset.test, recipe.eval_items, f"{salt}/test")
         self.held_out = data.sample_by_label(dataset.validation, recipe.validation_items, f"{salt}/validation")
-        train_items = objectives.tokenize(self.loaded, chosen, recipe.max_tokens)
+        self.items = objectives.tokenize(self.loaded, chosen, recipe.max_tokens)
         self.test_items = objectives.tokenize(self.loaded, self.test, recipe.max_tokens)
         self.held_out_items = objectives.tokenize(self.loaded, self.held_out, recipe.max_tokens)
-        plan = training.plan_batches([i.length for i in train_items], recipe.batch_size, recipe.epochs, spec.seed)
-        self.batches = [[train_items[i] for i in batch] for batch in plan]
-        batches_sha256 = hashlib.sha256(
-            "\n".join(" ".join(chosen[i].id for i in batch) for batch in plan).encode()
-        ).hexdigest()
 
         is_search = self.job["role"] == "search"  # the test split is for the chosen rate only
         base = None if is_search else self._score_test("base_predictions.jsonl", adapted=False)
-        method = build_pinned(spec.method.name, spec.method.settings, self.job["files"])
-        context = Measuring(self, train_items).context()
-        if method.chooses:
-            with channel.phase("select"):
-                prepared = method.prepare(self.loaded, context)
-        else:
-            prepared = method.prepare(self.loaded, context)
-        self.trained = self._trained(prepared)
-        self._tell_what_trains(prepared, labels)
+        files = self.job["files"]
+        name, settings = spec.method.name, spec.method.settings
+        method = build_method(name, unpinned(name, settings, files["method"]))
+        settings = unpinned("selection", spec.selection.settings, files["selection"])
+        selection = build_selection(spec.selection.name, settings)
+        kept = selection.kept(len(chosen))
+        self.steps = None if kept is None else recipe.epochs * math.ceil(kept / recipe.batch_size)
+        measuring = Measuring(self, chosen, self.items)
+        with channel.phase("select") if method.chooses or selection.chooses else nullcontext():
+            prepared = method.prepare(self.loaded, measuring.context())
+            self.trained = self._trained(prepared)
+            self._tell_what_trains(prepared, labels)
+            selected = selection.select(measuring.pool(prepared))
+            self.batches = self._batches(selected, measuring)
+        chosen = tuple(chosen[i] for i in selected.places)
+        id_of = {id(self.items[i]): example.id for i, example in zip(selected.places, chosen, strict=True)}
+        batches_sha256 = hashlib.sha256(
+            "\n".join(" ".join(id_of[id(item)] for item in batch) for batch in self.batches).encode()
+        ).hexdigest()
 
         rest = self.batches[self.steps_done :]
-        if not rest:
-            raise TrainingError(
-                f"the run has {len(self.batches)} steps and select.warmup_steps takes all of them. "
-                "Train on more examples or epochs, or lower select.warmup_steps."
-            )
         _seed_everything(stream_seed(spec.seed, "dropout"))
         with channel.phase("train"):
             rate = float(recipe.learning_rate or 0.0)
@@ -185,21 +190,60 @@ class Session:
             "batches_sha256": batches_sha256,
             "notes": {
                 **prepared.notes,
+                **_apart(selected.notes),
                 "precision": self.engine.precision,
                 "steps": len(self.batches),
                 "warmup_steps_of_head": self.steps_done - len(rest),
-                "truncated_examples": sum(i.truncated for i in (*train_items, *self.test_items)),
+                "truncated_examples": sum(i.truncated for i in (*self.items, *self.test_items)),
                 "labels": labels,
             },
             "device": str(self.engine.device.type),
         }
+
+    # --- the plan -----------------------------------------------------------------------------------
+
+    def planned(self, places: Sequence[int], epochs: int | None = None) -> list[list[Any]]:
+        """Return the batches of a run on these places of the pool."""
+        from cprbench.adapt import training
+
+        items = [self.items[i] for i in places]
+        recipe = self.recipe
+        lengths = [item.length for item in items]
+        plan = training.plan_batches(lengths, recipe.batch_size, epochs or recipe.epochs, self.spec.seed)
+        return [[items[i] for i in batch] for batch in plan]
+
+    def afford_steps(self, steps: int, what: str) -> None:
+        """Raise TrainingError where so many more steps leave none to train."""
+        if self.steps is not None and self.steps_done + steps >= self.steps:
+            raise TrainingError(
+                f"the run has {self.steps} steps and {what} takes {self.steps_done + steps} of them, so none is left "
+                "to train. Train on more examples or epochs, or lower it."
+            )
+
+    def _batches(self, selected: Any, measuring: Any) -> list[list[Any]]:
+        """Return all batches of the run; `rest` of them are trained after what the choice has used up."""
+        batches = self.planned(selected.places)
+        if selected.flops is not None:
+            epochs, left = self.recipe.epochs, selected.flops - self.spent.total
+            while measuring.cost(batches[self.steps_done :]) < left:
+                epochs *= 2
+                batches = self.planned(selected.places, epochs)
+            low, high = self.steps_done, len(batches)
+            while low < high:  # the last step that the bill has room for
+                middle = (low + high + 1) // 2
+                fits = measuring.cost(batches[self.steps_done : middle]) <= left
+                low, high = (middle, high) if fits else (low, middle - 1)
+            batches = batches[:low]
+        self.steps = len(batches)
+        self.afford_steps(0, "choosing")
+        return batches
 
     # --- phases -------------------------------------------------------------------------------------
 
     last_validation: dict[str, float] | None = None
 
     def after_step(self, phase: Phase, trains: str) -> Callable[[int, float, Any], None]:
-        grid, steps = self.recipe.validations, len(self.batches)
+        grid, steps = self.recipe.validations, self.steps or 0
         validated = {math.ceil(steps * (i + 1) / grid) for i in range(grid)} | {steps}
 
         def after_step(step: int, loss: float, shape: Any) -> None:
@@ -211,22 +255,20 @@ class Session:
                 "t": time.monotonic(),
                 "seconds": round(self.channel.billed_seconds(BILLED_PHASES), 6),
                 "loss": loss,
-                "flops": self.flops,
+                "flops": self.spent.total,
             }
             if self.held_out_items and self.steps_done in validated:
-                row["validation"] = self._validate(adapted=phase == "train")
+                row["validation"] = self._validate()
             self.history.write(json.dumps(row) + "\n")
-            self.channel.send(
-                "step", step=self.steps_done, of=len(self.batches), loss=loss, **AllocatorMeter().sample()
-            )
+            self.channel.send("step", step=self.steps_done, of=self.steps or 0, loss=loss, **AllocatorMeter().sample())
 
         return after_step
 
-    def _validate(self, *, adapted: bool) -> dict[str, float]:
+    def _validate(self) -> dict[str, float]:
         from cprbench.adapt.scoring import psi
 
         with self.channel.phase("validate"):
-            found = self._predict(self.held_out, self.held_out_items, "validate", adapted=adapted)
+            found = self._predict(self.held_out, self.held_out_items, "validate", adapted=True)
             self.last_validation = psi(found, self.task.metrics)
         return self.last_validation
 
@@ -252,19 +294,16 @@ class Session:
 
     # --- accounts -----------------------------------------------------------------------------------
 
-    trained: Any = None
+    trained: Trained | None = None
 
-    def _trained(self, prepared: Any) -> Any:
-        from cprbench.meters.flops import Trained
-
+    def _trained(self, prepared: Any) -> Trained:
         new_head = bool(self.loaded.partition.new_head)
         return Trained(frozenset(prepared.trained_submodules), new_head, prepared.adapters, prepared.tensors)
 
     def count(self, phase: Phase, trains: str, shape: Any, *, backward: bool, extra: int = 0) -> None:
         """Enter a pass into work.jsonl and, where it is billed, into the running FLOPs."""
-        from cprbench.meters.flops import Pass, Trained, pass_flops, supported
-
         trains = trains if self.trained is not None or trains != "method" else "nothing"
+        extra += self._adapters(shape) * {"method": 0, "activations": 2}.get(trains, 1)
         done = Pass(
             phase=phase,
             attempt=self.job["attempt"],
@@ -277,7 +316,25 @@ class Session:
         config = self.spec.model.config
         if phase in BILLED_PHASES and supported(config) is None:
             trained = self.trained or Trained(frozenset(), bool(self.loaded.partition.new_head))
-            self.flops += pass_flops(config, self.spec.model.kind, self.loaded.labels, trained, done).total
+            self.spent += pass_flops(config, self.spec.model.kind, self.loaded.labels, trained, done)
+
+    def _adapters(self, shape: Any) -> int:
+        """Return the FLOPs of a forward pass through the method's adapters: once they are in, every pass has it."""
+        trained, model = self.trained, self.spec.model
+        if trained is None or trained.lora is None or supported(model.config) is not None:
+            return 0
+        bare = Trained(frozenset(), trained.new_head)
+        done = Pass(phase="select", attempt=1, backward=False, trains="method", **asdict(shape))
+        through, beside = (pass_flops(model.config, model.kind, self.loaded.labels, t, done) for t in (trained, bare))
+        return through.total - beside.total
+
+    def bill_again(self, readings: Sequence[Reading]) -> None:
+        """Put what was measured by an earlier run on this one's running account."""
+        for reading in readings:
+            if reading.phase == "select" and reading.quantity == "flops" and reading.value is not None:
+                self.spent += Flops(int(reading.value), int(reading.detail.get("padding", 0)))
+            if reading.phase == "select" and reading.quantity == "seconds" and reading.value is not None:
+                self.channel.seconds["select"] = self.channel.seconds.get("select", 0.0) + reading.value
 
     def _tell_what_trains(self, prepared: Any, labels: int | None) -> None:
         """Write down what the passes of a method train, so that they can be counted even if this process dies."""
@@ -313,6 +370,13 @@ def _seed_everything(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def _apart(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a selection's notes as the record keeps them: T beside the rest."""
+    own = {key: value for key, value in notes.items() if key != "cross_influence"}
+    beside = {key: value for key, value in notes.items() if key == "cross_influence"}
+    return {**({"selection": own} if own else {}), **beside}
 
 
 def _unchanged(what: str, actual: str, planned: str) -> None:

@@ -14,16 +14,8 @@ from cprbench.adapt import models, objectives, training
 from cprbench.adapt.checkpoints import resolve
 from cprbench.adapt.data import load_dataset
 from cprbench.adapt.gradients.measure import submodule_norms
-from cprbench.adapt.methods import (
-    METHODS,
-    Context,
-    Method,
-    Target,
-    arm_label,
-    build_method,
-    method_class,
-    settings_of,
-)
+from cprbench.adapt.methods import METHODS, Context, Method, Target, build_method, method_class
+from cprbench.adapt.settings import label, settings_of
 from cprbench.blueprint.exchange import to_axolotl
 from cprbench.errors import MethodError, SpecError, TrainingError
 from cprbench.spec import TrainingSpec
@@ -189,10 +181,10 @@ def test_the_learning_rate_goes_up_then_down_over_the_real_steps() -> None:
 
 
 def test_labels_show_headline_settings_and_whatever_differs_from_the_defaults() -> None:
-    assert arm_label(build_method("partial", {})) == "partial k=0.15"
-    assert arm_label(build_method("partial", {"k": 1, "embed": True})) == "partial k=1 embed=true"
-    assert arm_label(build_method("lora", {"r": 8})) == "lora"
-    assert arm_label(build_method("lora", {"r": 4})) == "lora r=4"
+    assert label(build_method("partial", {})) == "partial k=0.15"
+    assert label(build_method("partial", {"k": 1, "embed": True})) == "partial k=1 embed=true"
+    assert label(build_method("lora", {"r": 8})) == "lora"
+    assert label(build_method("lora", {"r": 4})) == "lora r=4"
 
 
 def test_settings_that_a_method_lacks_or_that_are_ill_typed_are_refused() -> None:

@@ -6,15 +6,12 @@ the optimizer is built afterwards and the training loop never asks which method 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from pydantic import TypeAdapter, ValidationError
-
+from cprbench.adapt.settings import build
 from cprbench.errors import MethodError, SpecError, did_you_mean
 
 if TYPE_CHECKING:
@@ -38,9 +35,6 @@ METHODS: dict[str, tuple[str, str]] = {
     "spectrum": ("cprbench.adapt.methods.spectrum:Spectrum", "what a Spectrum scan (a file) names trains"),
 }
 
-#: A setting that names a file has a second one in stored specs, its content's sha256, under this ending.
-PIN = "_sha256"
-
 
 @dataclass(frozen=True)
 class Probe:
@@ -61,6 +55,7 @@ class Target:
     revision: str | None = None
     label: str = "the model"
     probe: Probe | None = None
+    data_sha256: str = ""
 
     @property
     def total(self) -> int:
@@ -128,76 +123,8 @@ def method_class(name: str) -> type[Any]:
 
 def build_method(name: str, settings: Mapping[str, Any]) -> Method:
     """Return a method with `settings` over its defaults; raises SpecError for unknown or ill-typed ones."""
-    kind = method_class(name)
-    fields = [field.name for field in dataclasses.fields(kind)]
-    hints, typed = get_type_hints(kind), {}
-    for key, value in settings.items():
-        if key not in fields:
-            known = did_you_mean(key, fields) if fields else f"Method {name!r} has no settings."
-            raise SpecError(f"unknown setting {name}.{key}. {known}")
-        try:
-            typed[key] = TypeAdapter(hints[key]).validate_python(value, strict=True)
-        except ValidationError as error:
-            wanted = " or ".join(item["msg"].removeprefix("Input should be ") for item in error.errors())
-            raise SpecError(f"{name}.{key} = {value!r}: it should be {wanted}.") from None
-    method: Method = kind(**typed)
-    return method
-
-
-def settings_of(method: Method) -> dict[str, Any]:
-    """Return all settings of a method, defaults included."""
-    return dataclasses.asdict(method)  # type: ignore[call-overload, no-any-return]
-
-
-def pinned(method: Method) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return (all settings, setting -> path): files by their name and content hash, so that a record holds no path.
-
-    Raises SpecError for a file that cannot be read.
-    """
-    from cprbench.blueprint.files import sha256_of_file
-
-    settings, paths = settings_of(method), {}
-    for name in getattr(method, "files", ()):
-        if settings[name]:
-            path = Path(settings[name])
-            settings |= {name: path.name, f"{name}{PIN}": sha256_of_file(path)}
-            paths[name] = str(path.resolve())
-    return settings, paths
-
-
-def build_pinned(name: str, settings: Mapping[str, Any], paths: Mapping[str, str]) -> Method:
-    """Return the method of a stored spec with its files at `paths`. Raises SpecError for a file that has changed."""
-    from cprbench.blueprint.files import sha256_of_file
-
-    own = {key: paths.get(key, value) for key, value in settings.items() if not key.endswith(PIN)}
-    for key, path in paths.items():
-        file = f"{name}.{key} = {settings[key]}"  # without its folder: a record names no path of this machine
-        try:
-            unchanged = sha256_of_file(path) == settings[f"{key}{PIN}"]
-        except SpecError:
-            raise SpecError(
-                f"{file}: was there when the run was planned and cannot be read now. Start again."
-            ) from None
-        if not unchanged:
-            raise SpecError(f"{file}: has changed since the run was planned. Start again.")
-    return build_method(name, own)
-
-
-def arm_label(method: Method) -> str:
-    """Return an arm's name: the method, its headline settings and whatever differs from the defaults."""
-    defaults, files = settings_of(type(method)()), getattr(method, "files", ())
-    shown = {
-        key: value
-        for key, value in settings_of(method).items()
-        if (key in method.label_settings or value != defaults[key]) and key not in getattr(method, "unused", ())
-    }
-    return " ".join([method.name, *(f"{k}={Path(v).stem if k in files else _short(v)}" for k, v in shown.items())])
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return value if isinstance(value, str) else str(value).lower()  # "memory=8GiB" stays as it was written
+    made: Method = build(method_class(name), settings, name)
+    return made
 
 
 def refuse_without_new_head(method: str, kind: str) -> None:

@@ -1,0 +1,109 @@
+"""A light regressor from what is cheap to know of an example to its J(z), with what it is worth on held-out ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cprbench.adapt.selection import Measured, Pool
+from cprbench.blueprint.drift import spearman
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Examples whose features are held at once.
+PART = 4096
+_FOLDS = 5
+_HASHED = 1024
+#: Fewer examples of a class have no rank correlation worth a mean.
+_LEAST_OF_CLASS = 5
+
+
+def cheap_features(pool: Pool, places: Sequence[int], measured: Measured | None = None) -> NDArray[Any]:
+    """Return what no pass through the model is needed for: length, label, hashed words and pairs, input embeddings."""
+    import numpy as np
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    words = HashingVectorizer(n_features=_HASHED, ngram_range=(1, 2)).transform([pool.texts[i] for i in places])
+    lengths = np.log([[pool.lengths[i]] for i in places])
+    return np.hstack([lengths, _one_hot(pool, places), words.toarray(), pool.input_means(places)])
+
+
+def forward_features(pool: Pool, places: Sequence[int], measured: Measured | None) -> NDArray[Any]:
+    """Return what one forward pass tells: the loss in three forms, the pooled last hidden states, and the label."""
+    import numpy as np
+
+    assert measured is not None and measured.states is not None
+    losses = np.maximum(measured.losses, 1e-12)
+    # 1 - exp(-loss) is the probability that the right answer misses: what a softmax passes back.
+    forms = np.stack([losses, np.log(losses), np.log(-np.expm1(-losses))], axis=1)
+    return np.hstack([forms, _one_hot(pool, places), measured.states])
+
+
+def _one_hot(pool: Pool, places: Sequence[int]) -> NDArray[Any]:
+    import numpy as np
+
+    column = {label: i for i, label in enumerate(sorted(set(pool.labels)))}
+    return np.eye(len(column))[[column[pool.labels[i]] for i in places]]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained regressor and what it is worth."""
+
+    model: Any
+    notes: dict[str, Any]
+
+    def predict(self, features: NDArray[Any]) -> list[float]:
+        """Return the predicted log J of every row."""
+        found: list[float] = self.model.predict(features).tolist()
+        return found
+
+
+def fit(
+    features: NDArray[Any], influence: NDArray[Any], pool: Pool, places: Sequence[int], losses: NDArray[Any]
+) -> Fitted:
+    """Return a ridge regression of log J on standardised features, (examples, features), its penalty by itself.
+
+    Every example is predicted once by a regression that saw none of its fold; equal texts share a fold, or a
+    duplicate would be its own answer.
+    """
+    import numpy as np
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    positive = influence[influence > 0]
+    # An example without any gradient has no logarithm: it stands a thousandth below the least of the others.
+    target = np.log(np.maximum(influence, 1e-3 * positive.min() if len(positive) else 1.0))
+    model = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 5, 13)))
+    texts = {text: i for i, text in enumerate(dict.fromkeys(pool.texts[i] for i in places))}
+    groups = [texts[pool.texts[i]] for i in places]
+    if len(texts) < _FOLDS:
+        held_out = np.full(len(target), target.mean())
+    else:
+        held_out = cross_val_predict(model, features, target, groups=groups, cv=GroupKFold(_FOLDS))
+    labels = [pool.labels[i] for i in places]
+    notes = {
+        "measured": len(places),
+        "folds": _FOLDS,
+        "spearman": spearman(held_out.tolist(), influence.tolist()),
+        "spearman_within_class": within_class(held_out, influence, labels),
+        "spearman_of_loss": spearman(losses.tolist(), influence.tolist()),
+        "spearman_of_loss_within_class": within_class(losses, influence, labels),
+    }
+    return Fitted(model.fit(features, target), notes)
+
+
+def within_class(one: NDArray[Any], other: NDArray[Any], labels: Sequence[str]) -> float | None:
+    """Return the mean Spearman correlation inside classes of at least five, weighted by size; None without any."""
+    found = []
+    for label in sorted(set(labels)):
+        rows = [i for i, own in enumerate(labels) if own == label]
+        value = spearman(one[rows].tolist(), other[rows].tolist()) if len(rows) >= _LEAST_OF_CLASS else None
+        if value is not None:
+            found.append((value, len(rows)))
+    weight = sum(size for _, size in found)
+    return sum(value * size for value, size in found) / weight if weight else None
