@@ -52,6 +52,7 @@ def make_spec(
     method: str = "partial",
     settings: Mapping[str, Scalar] | None = None,
     selection: str = "all",
+    selection_settings: Mapping[str, Scalar] | None = None,
     task: str = "movie-snippets",
     task_version: int = 1,
     model: str = "all-MiniLM-L6-v2",
@@ -73,7 +74,7 @@ def make_spec(
             }
         ),
         method=Choice(name=method, settings=dict(settings or {})),
-        selection=Choice(name=selection),
+        selection=Choice(name=selection, settings=dict(selection_settings or {})),
         seed=7,
         training=TrainingSpec(**{"learning_rate": 1e-3, **(training or {})}),
     )

@@ -34,6 +34,8 @@ READING_SIDE = (
     "cprbench.adapt.data",
     "cprbench.adapt.scoring",
     "cprbench.adapt.methods",
+    "cprbench.adapt.selection.ranking",
+    "cprbench.adapt.selection.scores",
     "cprbench.blueprint.schema",
     "cprbench.blueprint.files",
     "cprbench.blueprint.concentration",
@@ -48,6 +50,9 @@ READING_SIDE = (
     "cprbench.runs.store",
     "cprbench.runs.planner",
     "cprbench.judge.cpr",
+    "cprbench.judge.retention",
+    "cprbench.judge.cross_influence",
+    "cprbench.render.cross_influence",
     "cprbench.render.markdown",
     "cprbench.cli",
 )

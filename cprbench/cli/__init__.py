@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from cprbench.cli import blueprint, doctor, export, lists, measure, report, run, status
+from cprbench.cli import blueprint, data, doctor, export, lists, measure, report, run, status
 from cprbench.errors import CprbenchError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("status")(status.status)
 app.command("list")(lists.list_known)
 app.command("export")(export.export)
 app.add_typer(blueprint.app, name="blueprint")
+app.add_typer(data.app, name="data")
 
 
 @app.callback(invoke_without_command=True)

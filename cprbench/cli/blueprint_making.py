@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cprbench.cli.watch import Watch
 from cprbench.errors import SpecError
 
 if TYPE_CHECKING:
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 
 #: Rank correlations from which two rankings are alike, and alike in part.
 ALIKE, PARTLY = 0.9, 0.5
-_SAY_EVERY_SECONDS = 10.0
 
 Data = Annotated[Path | None, typer.Option(help="Folder of data files (else CPRBENCH_DATA, ../shared/data).")]
 Offline = Annotated[bool, typer.Option("--offline", help="Open no connection: caches only.")]
@@ -76,7 +73,7 @@ def create(
     for plan in planned:
         work = ", ".join(f"{tag}={task}" for tag, task in domains.items())
         stage = f"{plan.source} at {100 * plan.checkpoint:g} % of training"
-        with _Watch(recipe, f"{stage} on {work}, for {plan.path}") as watch:
+        with _watch(recipe, f"{stage} on {work}, for {plan.path}") as watch:
             made = blueprints.create(
                 plan.source,
                 domains,
@@ -192,7 +189,7 @@ def audit(
 
     recipe = blueprints.Recipe(batches=batches, batch_size=batch_size)
     around = blueprints.Surroundings(data=data, offline=offline)
-    with _Watch(recipe, f"gradient norms and Fisher-preconditioned influence of {model} on {task}") as watch:
+    with _watch(recipe, f"gradient norms and Fisher-preconditioned influence of {model} on {task}") as watch:
         found = blueprints.audit(model, task, recipe=recipe, surroundings=around, observe=watch.observe)
     norms, influence, sizes = found["gradient_norm"], found["influence"], found["sizes"]
     pairs = [norms[name] for name in sizes], [influence[name] for name in sizes]
@@ -264,49 +261,11 @@ def _print_audit(found: Mapping[str, Any], told: Mapping[str, Any]) -> None:
     console.print(told["verdict"])
 
 
-class _Watch:
-    """Says on stderr what is about to be measured, then how far it is: a bar on a terminal, else a line now and then.
-
-    Ctrl-C, or a scheduler's SIGTERM, leaves with code 130: nothing of the file was written.
-    """
-
-    def __init__(self, recipe: Recipe, what: str) -> None:
-        self._recipe, self._what = recipe, what
-
-    def __enter__(self) -> _Watch:
-        from rich.console import Console
-        from rich.status import Status
-
-        from cprbench.runs.diagnosis import announcement
-
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        self._console = Console(stderr=True, highlight=False, markup=False)
-        live = self._console.is_terminal
-        self._console.print(announcement(), soft_wrap=not live)
-        size = f"{self._recipe.batches} batches of {self._recipe.batch_size}"
-        self._console.print(f"measuring {self._what}: up to {size} per domain", soft_wrap=not live)
-        self._status = Status("starting", console=self._console) if live else None
-        if self._status:
-            self._status.start()
-        self._said = time.monotonic()
-        return self
-
-    def observe(self, event: Mapping[str, Any]) -> None:
-        """Take an event of the child."""
-        if event["event"] != "progress":
-            return
-        line = f"{event['phase']}: {event['done']} of {event['of']} batches"
-        if event["done"] == event["of"]:
-            line += "; next: another domain, or curves and the cost of steps"
-        if self._status:
-            self._status.update(line)
-        elif event["done"] == event["of"] or time.monotonic() - self._said > _SAY_EVERY_SECONDS:
-            self._console.print(line, soft_wrap=True)
-            self._said = time.monotonic()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._status:
-            self._status.stop()
-        if kind is KeyboardInterrupt:
-            typer.echo("interrupted: this file was not written.", err=True)
-            raise typer.Exit(130)
+def _watch(recipe: Recipe, what: str) -> Watch:
+    size = f"{recipe.batches} batches of {recipe.batch_size}"
+    return Watch(
+        f"{what}: up to {size} per domain",
+        "batches",
+        after="; next: another domain, or curves and the cost of steps",
+        lost="this file was not written",
+    )

@@ -33,12 +33,16 @@ def report(
         import dataclasses
 
         from cprbench.judge.cpr import compare
+        from cprbench.judge.retention import retention
         from cprbench.schema import canonical_json
 
-        groups = [dataclasses.asdict(group) for group in compare(records)]
-        for group in groups:
+        groups = []
+        for group in compare(records):
+            table = retention(group)
+            shown = dataclasses.asdict(group) | {"retention": None if table is None else dataclasses.asdict(table)}
             for name in ("failures", "records"):
-                group[name] = [record.run_id for record in group[name]]
+                shown[name] = [record.run_id for record in shown[name]]
+            groups.append(shown)
         typer.echo(canonical_json({"groups": groups, "damaged": found.damaged}))
         return
     text = render_report(records, found.damaged)

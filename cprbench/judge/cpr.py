@@ -8,7 +8,7 @@ hardware class, limits and recipe. Points only: intervals need three blocks and 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,21 @@ def _latest(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def _group(key: dict[str, Any], records: Sequence[RunRecord], trials: dict[str, RunRecord]) -> Group:
     metric = records[0].psi.primary
+    by_arm = runs_by_arm(records)
+    head, full = (ended_well(by_arm.get(arm, {})) for arm in ("head", "full"))
+    # The reference depends on the model alone: a group without its head arm has no gain, never another one.
+    new_head = any(r.new_head_parameters for r in records)
+    names = sorted(by_arm, key=lambda arm: (_rank(arm), arm))
+    arms = tuple(
+        _arm(name, list(by_arm[name].values()), metric, head if new_head else None, full, trials) for name in names
+    )
+    failures = tuple(sorted((r for r in records if r.status != "ok"), key=lambda r: r.run_id))
+    ordered = tuple(sorted(records, key=lambda r: r.run_id))
+    return Group(key, metric, "head" if new_head else "base", arms, failures, ordered)
+
+
+def runs_by_arm(records: Iterable[RunRecord]) -> dict[str, dict[int, RunRecord]]:
+    """Return arm -> block -> run, failed ones included, named as a group's arms are."""
     by_arm: dict[str, dict[int, RunRecord]] = defaultdict(dict)
     for record in sorted(
         records, key=lambda r: (r.status != "ok", r.notes.get("learning_rate_from") == "given", r.run_id)
@@ -121,18 +136,12 @@ def _group(key: dict[str, Any], records: Sequence[RunRecord], trials: dict[str, 
             rate = "" if record.spec.training is None else f"lr={record.spec.training.learning_rate:g}, "
             arm = f"{record.arm} ({rate}{record.run_id})"
         by_arm[arm][record.block] = record
-    head, full = (
-        {block: r for block, r in by_arm.get(arm, {}).items() if r.status == "ok"} for arm in ("head", "full")
-    )
-    # The reference depends on the model alone: a group without its head arm has no gain, never another one.
-    new_head = any(r.new_head_parameters for r in records)
-    names = sorted((arm for arm in by_arm if by_arm[arm]), key=lambda arm: (_rank(arm), arm))
-    arms = tuple(
-        _arm(name, list(by_arm[name].values()), metric, head if new_head else None, full, trials) for name in names
-    )
-    failures = tuple(sorted((r for r in records if r.status != "ok"), key=lambda r: r.run_id))
-    ordered = tuple(sorted(records, key=lambda r: r.run_id))
-    return Group(key, metric, "head" if new_head else "base", arms, failures, ordered)
+    return dict(by_arm)
+
+
+def ended_well(runs: Mapping[int, RunRecord]) -> dict[int, RunRecord]:
+    """Return the runs of an arm that ended well, in the order of their blocks."""
+    return {block: runs[block] for block in sorted(runs) if runs[block].status == "ok"}
 
 
 def _rank(arm: str) -> int:
@@ -148,14 +157,12 @@ def _arm(
     full: dict[int, RunRecord],
     trials: dict[str, RunRecord],
 ) -> ArmResult:
-    ok = {r.block: r for r in sorted(records, key=lambda r: r.block) if r.status == "ok"}
+    ok = ended_well({r.block: r for r in records})
     unscored = "no psi was given" if ok else "no run ended well"
     finals = {block: value for block, r in ok.items() if (value := _score(r, metric, "final")) is not None}
     references = {block: value for block, r in ok.items() if (value := _before(r, metric, head)) is not None}
-    gains = {b: better_by(metric, finals[b], references[b]) for b in references if b in finals}
+    gains = block_gains(ok, metric, head)
     no_reference = "no head run in every block" if head is not None and finals else unscored
-    if len(gains) < len(ok):  # a mean over fewer blocks than the row shows would be another arm's
-        gains = {}
     named = {i for r in ok.values() if r.search is not None for i in r.search.runs}
     # A trial is paid for even where the run that it chose the rate for was stored before.
     trial_ids = sorted(named | {i for r in ok.values() for i, t in trials.items() if _tried_for(t, r)})
@@ -164,19 +171,19 @@ def _arm(
         method=records[0].spec.method.name,
         blocks=tuple(ok),
         failed=len(records) - len(ok),
-        base=_mean([_score(r, metric, "base") for r in ok.values()], unscored),
-        final=_mean([_score(r, metric, "final") for r in ok.values()], unscored),
+        base=mean([_score(r, metric, "base") for r in ok.values()], unscored),
+        final=mean([_score(r, metric, "final") for r in ok.values()], unscored),
         finals=tuple(finals.values()),
-        reference=_mean([references.get(block) for block in ok], no_reference),
-        gain=_mean(list(gains.values()), no_reference),
-        gamma={name: _mean([getattr(r.gamma, name) for r in ok.values()], NOT_MEASURED) for name in RESOURCES},
-        seconds=_mean([r.seconds.get("billed") for r in ok.values()], NOT_MEASURED),
-        retained_gain=_retained(gains, full, head, metric) if gains else Figure.none(no_reference),
+        reference=mean([references.get(block) for block in ok], no_reference),
+        gain=mean(list(gains.values()), no_reference),
+        gamma={name: mean([getattr(r.gamma, name) for r in ok.values()], NOT_MEASURED) for name in RESOURCES},
+        seconds=mean([r.seconds.get("billed") for r in ok.values()], NOT_MEASURED),
+        retained_gain=retained(gains, full, head, metric) if gains else Figure.none(no_reference),
         multiple_of_full={
             name: _multiple(gains, ok, full, head, metric, name) if gains else Figure.none(no_reference)
             for name in RESOURCES
         },
-        trained_share=_mean([_trained_share(r) for r in ok.values()], "not told" if ok else "no run ended well"),
+        trained_share=mean([trained_share_of(r) for r in ok.values()], "not told" if ok else "no run ended well"),
         trials=len(trial_ids),
         search_at_edge=any(r.search is not None and r.search.best_at_edge for r in ok.values()),
         search_seconds=_search_seconds(
@@ -206,7 +213,8 @@ def _search_seconds(ids: Sequence[str], trials: dict[str, RunRecord], rates_from
     return Figure(sum(value for value in spent if value is not None))
 
 
-def _trained_share(record: RunRecord) -> float | None:
+def trained_share_of(record: RunRecord) -> float | None:
+    """Return the share of N that trains, the new head on neither side; None where it is not told."""
     if record.trained_parameters is None or not record.total_parameters:
         return None
     return record.trained_parameters / record.total_parameters
@@ -217,36 +225,44 @@ def _score(record: RunRecord, metric: str, when: str) -> float | None:
     return None if scores is None else scores.get(metric)
 
 
-def _before(record: RunRecord, metric: str, head: dict[int, RunRecord] | None) -> float | None:
+def _before(record: RunRecord, metric: str, head: Mapping[int, RunRecord] | None) -> float | None:
     """Return what a gain is measured against: method head of the same block, or the run's own base."""
     if head is None:
         return _score(record, metric, "base")
     return _score(head[record.block], metric, "final") if record.block in head else None
 
 
-def _mean(values: Sequence[float | None], why: str) -> Figure:
+def mean(values: Sequence[float | None], why: str) -> Figure:
     """Return the mean, or the reason as soon as one value is missing: a mean of the rest would flatter."""
     known = [value for value in values if value is not None]
     return Figure(sum(known) / len(known)) if known and len(known) == len(values) else Figure.none(why)
 
 
+def block_gains(runs: Mapping[int, RunRecord], metric: str, head: Mapping[int, RunRecord] | None) -> dict[int, float]:
+    """Return block -> gain of runs that ended well; `head` is None where gains are measured against the base.
+
+    Empty unless every block has one: a mean over fewer blocks than the row shows would be another arm's.
+    """
+    gains = {}
+    for block, record in runs.items():
+        before, after = _before(record, metric, head), _score(record, metric, "final")
+        if before is None or after is None:
+            return {}
+        gains[block] = better_by(metric, after, before)
+    return gains
+
+
 def _full_gains(
-    blocks: Iterable[int], full: dict[int, RunRecord], head: dict[int, RunRecord] | None, metric: str
+    blocks: Collection[int], full: Mapping[int, RunRecord], head: Mapping[int, RunRecord] | None, metric: str
 ) -> dict[int, float] | None:
     """Return full tuning's gain per block, None unless every block has it."""
-    gains = {}
-    for block in blocks:
-        record = full.get(block)
-        before = None if record is None else _before(record, metric, head)
-        after = None if record is None else _score(record, metric, "final")
-        if before is None or after is None:
-            return None
-        gains[block] = better_by(metric, after, before)
-    return gains or None
+    if any(block not in full for block in blocks):
+        return None
+    return block_gains({block: full[block] for block in blocks}, metric, head) or None
 
 
-def _retained(
-    gains: dict[int, float], full: dict[int, RunRecord], head: dict[int, RunRecord] | None, metric: str
+def retained(
+    gains: dict[int, float], full: Mapping[int, RunRecord], head: Mapping[int, RunRecord] | None, metric: str
 ) -> Figure:
     """Return mean gain / mean gain of full, over the same blocks."""
     reference = _full_gains(gains, full, head, metric)

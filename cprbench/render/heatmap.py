@@ -138,20 +138,28 @@ def html(blueprint: Blueprint) -> str:
     lacks = "".join(f"<li>{escape(sentence)}</li>" for sentence in blueprint.lacks())
     rows = "".join(f'<tr><th scope="row">{escape(n)}</th><td>{escape(v)}</td></tr>' for n, v in facts(blueprint))
     reference = escape(str(blueprint.reference))
+    body = (
+        f"<h2>Share of squared gradient norm, in percent</h2>\n{legend()}\n{_heat(blueprint)}\n"
+        f"<h2>Submodules, in domain {reference}</h2>\n{_details(blueprint)}\n"
+        f'<h2>Where the numbers come from</h2>\n<table class="facts">{rows}</table>\n'
+        f"<h2>What the file lacks</h2>\n{f'<ul>{lacks}</ul>' if lacks else '<p>Nothing.</p>'}\n"
+    )
+    return page(title, lead, body)
+
+
+def page(title: str, lead: str, body: str) -> str:
+    """Return a page that asks for nothing and runs nothing; all three are HTML, escaped already."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         f"<title>{title}</title>\n<style>\n{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n<p>{lead}</p>\n"
-        f"<h2>Share of squared gradient norm, in percent</h2>\n{_legend()}\n{_heat(blueprint)}\n"
-        f"<h2>Submodules, in domain {reference}</h2>\n{_details(blueprint)}\n"
-        f'<h2>Where the numbers come from</h2>\n<table class="facts">{rows}</table>\n'
-        f"<h2>What the file lacks</h2>\n{f'<ul>{lacks}</ul>' if lacks else '<p>Nothing.</p>'}\n"
-        "</main>\n</body>\n</html>\n"
+        f"{body}</main>\n</body>\n</html>\n"
     )
 
 
-def _legend() -> str:
+def legend() -> str:
+    """Return the colour scale as a list."""
     edges = [f"{100 * edge:g}" for edge in EDGES]
     names = [f"below {edges[0]}", *(f"{a} to {b}" for a, b in pairwise(edges)), f"{edges[-1]} up"]
     items = "".join(f'<li class="s{i}">{name}</li>' for i, name in enumerate(names))
@@ -180,7 +188,7 @@ def _heat(blueprint: Blueprint) -> str:
         lines.append(f'<tr><th scope="row">{index}</th>{cells}</tr>')
     for name in apart:
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cell(tag, name, wide) for tag in tags)}</tr>')
-    return _scrolled("heat", "Share of squared gradient norm by layer, submodule and domain", [*lines, "</tbody>"])
+    return scrolled("heat", "Share of squared gradient norm by layer, submodule and domain", [*lines, "</tbody>"])
 
 
 def _details(blueprint: Blueprint) -> str:
@@ -190,7 +198,7 @@ def _details(blueprint: Blueprint) -> str:
     for layer in blueprint.layers:
         row = "".join(f"<td>{escape(value)}</td>" for value in _row(layer, str(blueprint.reference)))
         lines.append(f'<tr><th scope="row">{escape(layer.id)}</th>{row}</tr>')
-    return _scrolled("details", "Submodules: size, norms, intervals, tail and k_star", [*lines, "</tbody>"])
+    return scrolled("details", "Submodules: size, norms, intervals, tail and k_star", [*lines, "</tbody>"])
 
 
 def _row(layer: Layer, reference: str) -> Sequence[str]:
@@ -211,7 +219,8 @@ def _interval(interval: Interval | None) -> str:
     return "not told" if interval is None else f"{told(interval.low)} to {told(interval.high)}"
 
 
-def _scrolled(kind: str, label: str, lines: Sequence[str]) -> str:
+def scrolled(kind: str, label: str, lines: Sequence[str]) -> str:
+    """Return a table of class `kind` that scrolls inside the page; `label` and its `lines` are HTML."""
     inside = "\n".join(lines)
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">\n'
@@ -241,11 +250,12 @@ th{font-weight:600}thead th{color:var(--soft);vertical-align:bottom}tbody th,the
 td[class^=s],.legend li{background:var(--b);color:var(--t);border-radius:3px}
 td.none{color:var(--soft)}
 .scroll tbody th,.scroll .first{position:sticky;left:0;background:var(--page);overflow-wrap:anywhere}
-.heat tbody th{min-width:4rem}.details tbody th{min-width:6.5rem}
+.heat tbody th{min-width:6rem}.details tbody th{min-width:6.5rem}
 .details,.facts{border-collapse:collapse}
 .details td,.details th,.facts td,.facts th{border-bottom:1px solid var(--line);vertical-align:top}
 .details td{white-space:nowrap}.details th:last-child{text-align:left}
 .details td:last-child{white-space:normal;min-width:18rem;text-align:left}
+.pairs td:nth-child(2){text-align:left;min-width:9rem;overflow-wrap:anywhere}
 .facts th,.facts td{text-align:left}.facts th{color:var(--soft);min-width:7rem}.facts td{overflow-wrap:anywhere}
 .legend{display:flex;flex-wrap:wrap;gap:2px;margin:0 0 .5rem;padding:0;list-style:none;font-size:.8rem}
 .legend li{padding:.1rem .6rem;print-color-adjust:exact}

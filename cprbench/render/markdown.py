@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from cprbench.judge.cpr import ArmResult, Figure, Group, compare
+from cprbench.judge.retention import retention
+from cprbench.render import retention as page
 from cprbench.render.numbers import missing_resources, number, percent, resource_title, score, signed, times
 from cprbench.spec import RESOURCES, RunRecord
 
@@ -120,7 +122,7 @@ def _group(group: Group) -> list[str]:
             if arm.method != "full"
         ],
     )
-    parts += _blueprints(group.records) + _sources(group.records)
+    parts += _retention(group) + _blueprints(group.records) + _sources(group.records)
     parts += _missing(group.records)
     if group.failures:
         parts += ["Runs that did not end well:", ""]
@@ -130,6 +132,22 @@ def _group(group: Group) -> list[str]:
         ]
         parts += [""]
     return parts
+
+
+def _retention(group: Group) -> list[str]:
+    table = retention(group)
+    if table is None:
+        return []
+    columns = list(page.COLUMNS)
+    rows = [[escape(row.arm), *page.cells(row, columns)] for row in table.rows]
+    why = [f"- {escape(line)}" for line in page.reasons(table)]
+    return [
+        f"### {page.TITLE}",
+        "",
+        *_table(["arm", *columns], rows),
+        *(line for text in (page.LEGEND, *page.answer(table)) for line in (escape(text), "")),
+        *(["Without a number, and why:", "", *why, ""] if why else []),
+    ]
 
 
 def _search(arm: ArmResult) -> str:

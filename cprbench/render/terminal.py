@@ -7,8 +7,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from cprbench.judge.cpr import Group
+from cprbench.judge.retention import retention
+from cprbench.render import retention as page
 from cprbench.render.markdown import headline
 from cprbench.render.numbers import number, percent, score, signed, times
+from cprbench.render.retention import short
 
 
 def print_groups(console: Console, groups: list[Group]) -> None:
@@ -26,13 +29,13 @@ def print_groups(console: Console, groups: list[Group]) -> None:
             failed = f" ({arm.failed} failed)" if arm.failed else ""
             table.add_row(
                 escape(arm.arm),
-                _short(score(arm.final)),
-                _short(signed(arm.gain)),
-                _short(percent(arm.retained_gain)),
-                _short(number(arm.seconds)),
-                _short(number(arm.gamma["memory_gb_hours"], 2)),
-                _short(number(arm.gamma["flops"])),
-                _short(times(arm.multiple_of_full["flops"])),
+                short(score(arm.final)),
+                short(signed(arm.gain)),
+                short(percent(arm.retained_gain)),
+                short(number(arm.seconds)),
+                short(number(arm.gamma["memory_gb_hours"], 2)),
+                short(number(arm.gamma["flops"])),
+                short(times(arm.multiple_of_full["flops"])),
                 f"{len(arm.blocks)}{failed}",
             )
         console.print(table)
@@ -41,10 +44,21 @@ def print_groups(console: Console, groups: list[Group]) -> None:
             "kept: share of full's gain; per FLOP: multiple of full; n: blocks.\n" + headline(group, escape),
             highlight=False,
         )
+        _print_retention(console, group)
 
 
-def _short(text: str) -> str:
-    """Return a cell that fits: the report has the reasons in full."""
-    if text.startswith("n/e"):
-        return "n/e"
-    return text if text[:1].isdigit() or text[:1] in "+-" else "-" if text.startswith("no ") else "n/m"
+def _print_retention(console: Console, group: Group) -> None:
+    table = retention(group)
+    if table is None:
+        return
+    columns = [name for name in page.COLUMNS if name != "seconds"]  # eleven columns fit
+    shown = Table(
+        title=page.TITLE, title_justify="left", pad_edge=False, show_edge=False, box=None, padding=(0, 1, 0, 0)
+    )
+    shown.add_column("arm", overflow="fold")
+    for name in columns:
+        shown.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(escape(row.arm), *page.cells(row, columns))
+    console.print(shown)
+    console.print(escape("\n".join(page.answer(table))), highlight=False)

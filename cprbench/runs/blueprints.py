@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-import cprbench
 from cprbench.blueprint.schema import Blueprint, Tag
 from cprbench.errors import SpecError
 from cprbench.meters import hardware
@@ -19,10 +18,9 @@ from cprbench.meters.flops import Flops
 from cprbench.meters.ledger import account
 from cprbench.meters.trace import Trace
 from cprbench.runs.child import run_child
-from cprbench.runs.metering import MeterOptions, open_bench
+from cprbench.runs.metering import MeterOptions, making, open_bench
 from cprbench.runs.store import SAMPLES
 from cprbench.schema import parse
-from cprbench.spec import Reading
 from cprbench.tasks import load_task
 
 Observer = Callable[[Mapping[str, Any]], None]
@@ -91,8 +89,8 @@ def create(
         _check_tag(tag)
     entries = [{"tag": tag, "task": load_task(task).model_dump(mode="json")} for tag, task in domains.items()]
     job = {"kind": "blueprint", "checkpoint": checkpoint, **recipe.__dict__}
-    found, making = _metered(job, model, entries, surroundings, observe)
-    return parse(Blueprint, {**found["blueprint"], "made": making}, f"the blueprint of {model}")
+    found, made = _metered(job, model, entries, surroundings, observe)
+    return parse(Blueprint, {**found["blueprint"], "made": made}, f"the blueprint of {model}")
 
 
 def audit(
@@ -107,15 +105,8 @@ def audit(
     recipe, surroundings = recipe or Recipe(), surroundings or Surroundings()
     entries = [{"tag": "audit", "task": load_task(task).model_dump(mode="json")}]
     job = {"kind": "audit", "checkpoint": 1.0, **recipe.__dict__}
-    found, making = _metered(job, model, entries, surroundings, observe)
-    return {**found["audit"], "made": making}
-
-
-def _why_missing(spent: Mapping[str, Any], readings: Sequence[Reading], on_gpu: bool) -> dict[str, str]:
-    """Return the reason for every resource that was not measured."""
-    of = {"energy_kwh": "gpu_energy_joules" if on_gpu else "cpu_energy_joules"}
-    why = {r.quantity: r.why_missing for r in readings if r.phase == "billed" and r.why_missing}
-    return {name: why.get(of.get(name, name), "not told") for name, value in spent.items() if value is None}
+    found, made = _metered(job, model, entries, surroundings, observe)
+    return {**found["audit"], "made": made}
 
 
 def _check_tag(tag: str) -> None:
@@ -167,16 +158,6 @@ def _metered(
                 carbon=carbon,
                 flags=bench.flags,
             )
-        spent = bill.gamma.model_dump(exclude={"energy_scope", "memory_basis"})
-        packages = hardware.packages()
-        making = {
-            "tool": f"cprbench {cprbench.__version__}",
-            "seconds": bill.seconds["billed"],
-            "hardware_class": bench.hardware_class(on_gpu),
-            "packages": {name: packages[name] for name in ("torch", "transformers") if name in packages},
-            **spent,
-            "why_missing": _why_missing(spent, bill.readings, on_gpu),
-        }
-        return result, making
+        return result, making(bill, bench, on_gpu)
     finally:
         bench.close()

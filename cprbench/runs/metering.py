@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cprbench
 from cprbench.adapt.packages import cache_folder
 from cprbench.errors import MeterError
 from cprbench.meters import Meter, hardware
 from cprbench.meters.carbon import CarbonFactors
 from cprbench.meters.cpu import ModelledEnergy, RaplMeter
 from cprbench.meters.device import GpuMeter
+from cprbench.meters.ledger import Account
 from cprbench.spec import Environment
 
 
@@ -93,6 +95,22 @@ def environment_of(bench: Bench, on_gpu: bool, carbon: CarbonFactors | None) -> 
         python=hardware.python_version(),
         facts=facts,
     )
+
+
+def making(bill: Account, bench: Bench, on_gpu: bool) -> dict[str, Any]:
+    """Return what making a file cost, as files that are published keep it (blueprint.schema.Making)."""
+    spent = bill.gamma.model_dump(exclude={"energy_scope", "memory_basis"})
+    of = {"energy_kwh": "gpu_energy_joules" if on_gpu else "cpu_energy_joules"}
+    why = {r.quantity: r.why_missing for r in bill.readings if r.phase == "billed" and r.why_missing}
+    packages = hardware.packages()
+    return {
+        "tool": f"cprbench {cprbench.__version__}",
+        "seconds": bill.seconds["billed"],
+        "hardware_class": bench.hardware_class(on_gpu),
+        "packages": {name: packages[name] for name in ("torch", "transformers") if name in packages},
+        **spent,
+        "why_missing": {n: why.get(of.get(n, n), "not told") for n, value in spent.items() if value is None},
+    }
 
 
 def last_rates(hardware_class: str) -> dict[str, float] | None:

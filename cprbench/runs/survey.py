@@ -5,19 +5,16 @@ Runs inside a metered child (worker.py, job kind "blueprint"); returns the file 
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-
 from cprbench.adapt import data, models, objectives, training
 from cprbench.adapt.checkpoints import Checkpoint, resolve
 from cprbench.adapt.gradients import privacy
 from cprbench.adapt.gradients.audit import audit
-from cprbench.adapt.gradients.measure import measure, warm_head
+from cprbench.adapt.gradients.measure import measure, warm_head_on_sample
 from cprbench.adapt.gradients.steps import saved_bytes, step_cost, time_steps
 from cprbench.adapt.methods.partial import BYTES_PER_PARAMETER
 from cprbench.adapt.models import LoadedModel
@@ -155,17 +152,11 @@ class Survey:
     def _warm(
         self, loaded: LoadedModel, objective: Objective, examples: Sequence[Any], recipe: TrainingSpec, seed: int
     ) -> None:
-        steps = self._warmup_steps(loaded)
-        chosen = data.sample_by_label(examples, min(len(examples), steps * recipe.batch_size), "warm-up")
-        items = objectives.tokenize(loaded, chosen, recipe.max_tokens)
-        epochs = math.ceil(steps * recipe.batch_size / len(items))
-        plan = training.plan_batches([item.length for item in items], recipe.batch_size, epochs, seed)[:steps]
-        torch.manual_seed(stream_seed(seed, "warm-up"))
-
         def after_step(step: int, loss: float, shape: Shape) -> None:
             self._count(loaded, Trained(frozenset(), True), shape, 0)
 
-        warm_head(loaded, objective, self.engine, [[items[i] for i in batch] for batch in plan], recipe, after_step)
+        steps = self._warmup_steps(loaded)
+        warm_head_on_sample(loaded, objective, self.engine, examples, steps, recipe, seed, after_step)
 
     def _count(self, loaded: LoadedModel, trained: Trained, shape: Shape, extra: int) -> int:
         """Add the FLOPs of a training pass, and return them; 0 for an architecture without a count."""

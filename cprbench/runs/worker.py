@@ -62,6 +62,10 @@ def main(job_path: str, read_fd: int, write_fd: int) -> None:
                 from cprbench.runs.survey import Survey
 
                 result = Survey(job, channel).run()
+            case "scores":
+                from cprbench.runs.appraiser import Appraiser
+
+                result = Appraiser(job, channel).run()
             case _:
                 result = Session(job, channel).run()
         channel.send("result", result=result)

@@ -10,14 +10,15 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from cprbench.adapt.data import Example, sample_by_label
 from cprbench.adapt.gradients.engine import ExampleNorms
 from cprbench.adapt.gradients.stream import Magnitudes, SquaredNorms, Stream
 from cprbench.adapt.methods import method_class
 from cprbench.adapt.models import LoadedModel
-from cprbench.adapt.objectives import Item, Objective, Shape
-from cprbench.adapt.training import Engine, train
+from cprbench.adapt.objectives import Item, Objective, Shape, tokenize
+from cprbench.adapt.training import Engine, plan_batches, train
 from cprbench.errors import TrainingError
-from cprbench.spec import TrainingSpec
+from cprbench.spec import TrainingSpec, stream_seed
 
 #: observe(shape, extra FLOPs): what a pass computed on, and what norms cost beyond its products of weights.
 Observer = Callable[[Shape, int], None]
@@ -48,6 +49,25 @@ def warm_head(
     loaded.train_only(())
     rate = method_class("head").learning_rates["encoder"]
     train(loaded, objective, engine, batches, recipe, rate, after_step, constant_rate=True)
+
+
+def warm_head_on_sample(
+    loaded: LoadedModel,
+    objective: Objective,
+    engine: Engine,
+    examples: Sequence[Example],
+    steps: int,
+    recipe: TrainingSpec,
+    seed: int,
+    after_step: Callable[[int, float, Shape], None],
+) -> None:
+    """Warm the new head on as many examples as its steps take, by label: for data too large to plan as a whole."""
+    chosen = sample_by_label(examples, min(len(examples), steps * recipe.batch_size), "warm-up")
+    items = tokenize(loaded, chosen, recipe.max_tokens)
+    epochs = math.ceil(steps * recipe.batch_size / len(items))
+    plan = plan_batches([item.length for item in items], recipe.batch_size, epochs, seed)[:steps]
+    torch.manual_seed(stream_seed(seed, "warm-up"))
+    warm_head(loaded, objective, engine, [[items[i] for i in batch] for batch in plan], recipe, after_step)
 
 
 def submodule_norms(

@@ -74,9 +74,9 @@ class Predicted(Banded):
         features = predictor.forward_features if forward else predictor.cheap_features
         fitted = predictor.fit(features(pool, few, exact), exact.influence, pool, few, exact.losses)
         rest = sorted(set(range(len(pool))) - set(few))
-        scores = dict(zip(few, fitted.predict(features(pool, few, exact)), strict=True))
+        scores = dict(zip(few, fitted.model.predict(features(pool, few, exact)), strict=True))
         for start in range(0, len(rest), predictor.PART):
             part = rest[start : start + predictor.PART]
             seen = pool.measure(part, gradients=False, states=True) if forward else None
-            scores |= zip(part, fitted.predict(features(pool, part, seen)), strict=True)
+            scores |= zip(part, fitted.model.predict(features(pool, part, seen)), strict=True)
         return [float(scores[place]) for place in range(len(pool))], fitted.notes | {"features": self.features}

@@ -115,7 +115,6 @@ def read(path: str | Path) -> Scores:
     pyarrow, parquet = _pyarrow()
     with _opened(path) as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        stream.seek(0)
         try:
             # Texts stay in their dictionary: a small file cannot blow one long text up into a million copies of it.
             file = parquet.ParquetFile(stream, read_dictionary=["id", "label"])
@@ -129,8 +128,8 @@ def read(path: str | Path) -> Scores:
                     numbers[len(ids) : len(ids) + len(batch), i] = column.to_numpy(zero_copy_only=False)
                 ids += _texts(path, "id", batch.column(0), MAX_ID)
                 labels += _texts(path, "label", batch.column(1), MAX_LABEL)
-        except KeyError as error:
-            raise SpecError(f"{path}: has no column {error.args[0].decode()!r}: it is parquet, but no scores file. {_REMAKE}") from None
+        except KeyError as error:  # raised for read_dictionary, with the name as bytes
+            raise SpecError(f"{path}: has no column {error.args[0].decode()!r}. {_REMAKE}") from None
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise SpecError(f"{path}: is not parquet that can be read ({str(error)!r:.200}). {_REMAKE}") from None
     if len(ids) != info.examples:

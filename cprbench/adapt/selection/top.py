@@ -83,13 +83,14 @@ def told(pool: Pool, places: Sequence[int], q: float | None) -> dict[str, Any]:
 def cross_influence(pool: Pool, norms: NDArray[Any], places: Sequence[int]) -> dict[str, Any]:
     """Return T (examples x submodules) summed over all and over the kept examples, and eq. 35's exponents.
 
-    gamma: of the share of sum T that whole submodules hold, in the order of picking by their norms over examples;
+    gamma: of the share of sum T that whole submodules hold, in order of their norm per parameter;
     delta: of the share that the examples of largest sum hold. Each with R^2.
     """
     cells, picked = list(pool.sizes), norms[list(places)]
     sums, squares = norms.sum(0), (norms**2).sum(0)
     by_cell = dict(zip(cells, sums.tolist(), strict=True))
-    order = rank({c: float(s) ** 0.5 for c, s in zip(cells, squares, strict=True)}, pool.sizes)
+    norms_of = {c: float(s) ** 0.5 for c, s in zip(cells, squares, strict=True)}
+    order = rank(norms_of, pool.sizes, "density")  # as in blueprints: what holds most per parameter first
     curve = pick_curve(order, {cell: value**0.5 for cell, value in by_cell.items()}, pool.sizes)
     gamma, delta = fit_exponent(curve), fit_exponent(mass_curve(norms.sum(1)))
     return {
