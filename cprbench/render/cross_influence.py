@@ -44,7 +44,7 @@ def numbers(found: CrossInfluence) -> list[tuple[str, str]]:
     more = f", … ({len(values)} in all)" if len(values) > _VALUES else ""
     rank = spectrum.why or (
         f"{told(spectrum.effective_rank)} of {len(values)}; rank {spectrum.rank_90} holds 90 % of the squares, "
-        f"rank {spectrum.rank_99} holds 99 %"
+        f"rank {spectrum.rank_99} 99 %"
     )
     gamma, delta = (
         f"{told(value)} (R^2 {told(fit)})" if value is not None else "none: nothing to fit it to"
@@ -103,7 +103,7 @@ def html(found: CrossInfluence, facts: Facts, title: str) -> str:
         f"<h2>T as a whole</h2>\n{_facts(numbers(found))}\n"
         f"<h2>Largest entries of T</h2>\n"
         f"{_table('pairs', 'Largest entries of T', ('submodule', 'example', 'norm', '% of T'), pairs(found))}\n"
-        f"<h2>Predicted share of the full gain</h2>\n{_table('grid', 'Predicted retention by k and q', GRID, rows)}\n{notes}"
+        f"<h2>Predicted share of the full gain</h2>\n{_table('grid', 'Retention by k and q', GRID, rows)}\n{notes}"
         f"<h2>Where the numbers come from</h2>\n{_facts(facts)}\n"
     )
     lead = (

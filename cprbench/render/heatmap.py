@@ -250,12 +250,12 @@ th{font-weight:600}thead th{color:var(--soft);vertical-align:bottom}tbody th,the
 td[class^=s],.legend li{background:var(--b);color:var(--t);border-radius:3px}
 td.none{color:var(--soft)}
 .scroll tbody th,.scroll .first{position:sticky;left:0;background:var(--page);overflow-wrap:anywhere}
-.heat tbody th{min-width:6rem}.details tbody th{min-width:6.5rem}
+.heat tbody th{min-width:6.5rem}.details tbody th{min-width:6.5rem}
 .details,.facts{border-collapse:collapse}
 .details td,.details th,.facts td,.facts th{border-bottom:1px solid var(--line);vertical-align:top}
 .details td{white-space:nowrap}.details th:last-child{text-align:left}
 .details td:last-child{white-space:normal;min-width:18rem;text-align:left}
-.pairs td:nth-child(2){text-align:left;min-width:9rem;overflow-wrap:anywhere}
+.pairs tr>:nth-child(2){text-align:left;min-width:9rem;overflow-wrap:anywhere}
 .facts th,.facts td{text-align:left}.facts th{color:var(--soft);min-width:7rem}.facts td{overflow-wrap:anywhere}
 .legend{display:flex;flex-wrap:wrap;gap:2px;margin:0 0 .5rem;padding:0;list-style:none;font-size:.8rem}
 .legend li{padding:.1rem .6rem;print-color-adjust:exact}

@@ -143,7 +143,7 @@ class Session:
         settings = unpinned("selection", spec.selection.settings, files["selection"])
         selection = build_selection(spec.selection.name, settings)
         kept = selection.kept(len(chosen))
-        self.steps = None if kept is None else recipe.epochs * math.ceil(kept / recipe.batch_size)
+        self.steps = None if kept is None else self._steps_on(kept)
         measuring = Measuring(self, chosen, self.items)
         with channel.phase("select") if method.chooses or selection.chooses else nullcontext():
             prepared = method.prepare(self.loaded, measuring.context())
@@ -216,6 +216,9 @@ class Session:
         plan = training.plan_batches(lengths, recipe.batch_size, epochs or recipe.epochs, self.spec.seed)
         return [[items[i] for i in batch] for batch in plan]
 
+    def _steps_on(self, examples: int) -> int:
+        return self.recipe.epochs * math.ceil(examples / self.recipe.batch_size)
+
     def afford_steps(self, steps: int, what: str) -> None:
         """Raise TrainingError where so many more steps leave none to train."""
         if self.steps is not None and self.steps_done + steps >= self.steps:
@@ -264,7 +267,8 @@ class Session:
             if self.held_out_items and self.steps_done in validated:
                 row["validation"] = self._validate()
             self.history.write(json.dumps(row) + "\n")
-            self.channel.send("step", step=self.steps_done, of=self.steps or 0, loss=loss, **AllocatorMeter().sample())
+            of = self.steps or self._steps_on(len(self.items))  # while nobody knows, as many as all data take
+            self.channel.send("step", step=self.steps_done, of=of, loss=loss, **AllocatorMeter().sample())
 
         return after_step
 

@@ -135,6 +135,8 @@ def test_the_grid_picks_by_norm_without_input_tables_and_predicts_by_all_three()
     assert fits.gamma is not None and fits.delta is not None
     assert small.eq35 == pytest.approx(predicted_retention(0.2, 0.5, fits.gamma, fits.delta))
     assert small.why is None
+    coarse = grid(OUTER, SIZES, [0.25], {0.6: ORDER[:3]})[0]  # 3.6 examples are 3
+    assert (coarse.q, coarse.q_reached, coarse.eq35) == (0.6, 0.5, small.eq35)
     whole = found[1, 1]
     assert whole.submodules == tuple(SIZES)
     assert (whole.k_reached, whole.eq34, whole.eq34_squared, whole.eq35) == (1, 1, 1, 1)

@@ -39,7 +39,7 @@ def test_the_terminal_shows_everything_in_80_columns() -> None:
     for part in (
         "movie-snippets v1",
         "41.2 s; not measured: kWh",
-        "effective rank 1.00 of 5; rank 1 holds 90 % of the squares, rank 1 holds 99 %",
+        "effective rank 1.00 of 5; rank 1 holds 90 % of the squares, rank 1 99 %",
         "embed snippet-00000 23.6 6.48",
         "0.05 none 0.5 none none none",
         "none: k = 0.05 is below the smallest submodule",
@@ -111,6 +111,8 @@ def test_the_page_asks_for_nothing_and_strangers_texts_stay_text() -> None:
     assert set(page.tags) == set(harmless.tags)
     assert {name for name, _ in page.attributes} == {name for name, _ in harmless.attributes}
     assert any(EVIL in text for row in page.tables[2] for text, _ in row)
+    named = analyse(np.eye(2), ["x", "y"], {EVIL: 1, "ffn.0": 1}, [0, 1], block_count=1, ks=[1], kept={1.0: [0, 1]})
+    assert set(Page(html(named, FACTS, "t")).tags) == set(harmless.tags)
     assert not re.search(r"(?i)url\(|@import|https?:", html(example(), FACTS, "t"))
     assert "default-src 'none'" in evil
     assert evil == html(example([f"{EVIL}{i}" for i in range(20)]), [(EVIL, EVIL)], EVIL)
@@ -128,4 +130,6 @@ def test_what_a_terminal_would_obey_is_written_out() -> None:
 
 def test_long_ids_fold_inside_the_80_columns() -> None:
     ids = [f"{'id' * 60}{i}" for i in range(20)]
-    assert max(map(len, shown(example(ids)).splitlines())) <= 80
+    text = shown(example(ids))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
