@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cprbench.errors import SpecError, did_you_mean
 
 #: A setting that names a file has a second one in stored specs, its content's sha256, under this ending.
 PIN = "_sha256"
+_FINITE = ConfigDict(allow_inf_nan=False)
 
 Made = TypeVar("Made")
 
@@ -23,10 +24,12 @@ def build(kind: type[Made], settings: Mapping[str, Any], room: str) -> Made:
     hints, typed = get_type_hints(kind), {}
     for key, value in settings.items():
         if key not in fields:
-            known = did_you_mean(key, fields) if fields else f"{kind.name!r} has no settings."  # type: ignore[attr-defined]
+            what = "Selection" if room == "selection" else "Method"
+            none = f"{what} {kind.name!r} has no settings."  # type: ignore[attr-defined]
+            known = did_you_mean(key, fields) if fields else none
             raise SpecError(f"unknown setting {room}.{key}. {known}")
         try:
-            typed[key] = TypeAdapter(hints[key]).validate_python(value, strict=True)
+            typed[key] = TypeAdapter(hints[key], config=_FINITE).validate_python(value, strict=True)
         except ValidationError as error:
             wanted = " or ".join(item["msg"].removeprefix("Input should be ") for item in error.errors())
             raise SpecError(f"{room}.{key} = {value!r}: it should be {wanted}.") from None

@@ -1,13 +1,15 @@
 """Predicted against measured retention and cost in the cells of a sweep over k and q (paper 4.3, 4.4, B.5).
 
-The reference is arm `full` on all data: k = 1, q = 1. Each row stands beside two runs that train the same on
-examples drawn by lot: at equal q, and at equal billed FLOPs, for choosing examples is paid for. Points only.
+The reference is arm `full` on all data: k = 1, q = 1. Each row stands beside two arms that train the same on
+examples drawn by lot: at equal q, and at equal billed FLOPs, for choosing examples is paid for. Where all data is
+used, submodules are drawn by lot, at equal k. Which arm is whose baseline is in the specs of both. Points only.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
@@ -17,7 +19,7 @@ from cprbench.blueprint.concentration import POOR_FIT
 from cprbench.blueprint.drift import spearman
 from cprbench.judge import cpr
 from cprbench.judge.cpr import Figure, Group
-from cprbench.spec import RunRecord
+from cprbench.spec import Choice, ExternalSpec, RunRecord, RunSpec
 
 Equal = Literal["q", "flops"]
 #: What the baselines of a row have in common with it, in words.
@@ -32,6 +34,8 @@ TOLERANCE = 0.05
 LEAST_ROWS = 3
 #: Methods whose k-set holds the most influential submodules, as eq. 35 asks.
 BY_INFLUENCE = ("full", "partial")
+#: A band of percentiles of the score, as selections write it: "20..80".
+_BAND = re.compile(r"(\d+(?:\.\d+)?)\.\.(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,6 @@ class _Note(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
-class _BaselineNote(_Note):
-    of: str | list[str]
-    equal: Equal
-
-
 class _SelectionNote(_Note):
     q_reached: Annotated[float, Field(gt=0, le=1)]
 
@@ -111,16 +110,19 @@ class _InfluenceNote(_Note):
 
 _AnyNote = TypeVar("_AnyNote", bound=_Note)
 _Runs = Mapping[int, RunRecord]  # block -> run
+_Spec = RunSpec | ExternalSpec
 
 
 def retention(group: Group) -> Retention | None:
     """Return the retention table of a group.
 
     There is one as soon as a run selects its data or is a baseline, or two arms train k-sets; else None. Method head
-    and the baselines are no rows; full on all data is one, the reference.
+    and the baselines of other arms are no rows; full on all data is one, the reference.
     """
     arms = cpr.runs_by_arm(group.records)
-    baselines = {name for name, runs in arms.items() if any("baseline" in r.notes for r in runs.values())}
+    called = {name: next(iter(runs.values())).arm for name, runs in arms.items()}  # a repeat has a name of its own
+    served = _baselines({name: next(iter(arms[name].values())).spec for name in arms if called[name] == name})
+    baselines = {name for names in served.values() for name in names}
     k_sets = [name for name, runs in arms.items() if any(r.k_reached is not None for r in runs.values())]
     selects = any(r.spec.selection.name not in ("all", "external") for r in group.records)
     if not (baselines or selects or len(k_sets) > 1):
@@ -130,13 +132,13 @@ def retention(group: Group) -> Retention | None:
         metric=group.metric,
         head=ok.get("head", {}) if group.reference == "head" else None,
         full=ok.get("full", {}),
-        baselines=_baselines({name: ok[name] for name in baselines}),
+        baselines={row: [ok[name] for name in names] for row, names in served.items()},
         influences=_influences(group.records),
     )
     rows = tuple(
         table.row(arm.arm, ok[arm.arm], arm.retained_gain)
         for arm in group.arms
-        if arm.method != "head" and arm.arm not in baselines
+        if arm.method != "head" and called[arm.arm] not in baselines
     )
     return Retention(rows, {name: _agreement(rows, name) for name in PREDICTIONS})
 
@@ -148,7 +150,7 @@ class _Table:
     metric: str
     head: _Runs | None
     full: _Runs
-    baselines: Mapping[tuple[str, str], Mapping[int, Sequence[RunRecord]]]  # (arm, equal) -> block -> runs
+    baselines: Mapping[tuple[str, Equal], Sequence[_Runs]]  # (arm, equal) -> the arms that are its baseline
     influences: Mapping[int, _InfluenceNote]  # block -> T as some run measured it
 
     def row(self, arm: str, runs: _Runs, kept: Figure) -> Row:
@@ -170,21 +172,24 @@ class _Table:
 
     def _random(self, arm: str, runs: _Runs, equal: Equal) -> Baseline:
         """Return the baseline over the very blocks of the row: a mean over others would be another row's."""
-        known = self.baselines.get((arm, equal), {})
+        known = self.baselines.get((arm, equal), ())
         if not runs:
             return _no_baseline("no run ended well")
         if equal == "q" and not known and all(_q(r) == 1 for r in runs.values()):
             return _no_baseline("no draw: it trains on all data")
+        drawn = {}
         for block in runs:
-            if not (claims := known.get(block, ())):
-                where = f" in block {block}" if known else ""
+            claims = [random[block] for random in known if block in random]
+            if not claims:
+                where = f" in block {block}" if any(known) else ""
                 return _no_baseline(f"no random run at {EQUAL[equal]} ended well{where}")
             if len(claims) > 1:
                 return _no_baseline(f"n/e: more than one random run at {EQUAL[equal]} in block {block}")
-        drawn = {block: known[block][0] for block in runs}
+            drawn[block] = claims[0]
         gains = cpr.block_gains(drawn, self.metric, self.head)
         kept = cpr.retained(gains, self.full, self.head, self.metric) if gains else Figure.none("no gain to compare")
-        return Baseline(kept, _share(drawn, runs, equal))
+        of_submodules = all(r.spec.selection.name == "all" for r in drawn.values())
+        return Baseline(kept, _share(drawn, runs, "k" if of_submodules else equal))
 
     def _predicted(self, runs: _Runs, name: str) -> Figure:
         """Return the mean of a prediction over blocks, or the reason of the first block that has none."""
@@ -205,16 +210,52 @@ def _note(record: RunRecord, key: str, kind: type[_AnyNote]) -> _AnyNote | None:
         return None
 
 
-def _baselines(arms: Mapping[str, _Runs]) -> dict[tuple[str, str], dict[int, list[RunRecord]]]:
-    found: dict[tuple[str, str], dict[int, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
-    for name, runs in sorted(arms.items()):
-        for block, record in runs.items():
-            note = _note(record, "baseline", _BaselineNote)
-            if note is None or record.arm != name:  # the second run of one arm and block: the first is the baseline
-                continue
-            for row in {note.of} if isinstance(note.of, str) else set(note.of):
-                found[row, note.equal][block].append(record)
-    return found
+def _baselines(arms: Mapping[str, _Spec]) -> dict[tuple[str, Equal], list[str]]:
+    """Return (arm, equal) -> the arms that are its baseline at that, by label; `arms`: label -> spec of any run."""
+    found: dict[tuple[str, Equal], list[str]] = defaultdict(list)
+    for name in sorted(arms):
+        for served in _served(name, arms):
+            found[served].append(name)
+    return dict(found)
+
+
+def _served(name: str, arms: Mapping[str, _Spec]) -> Iterator[tuple[str, Equal]]:
+    """Yield the arms that this one is a baseline of, and at what; none where it stands for itself."""
+    own = arms[name]
+    if own.selection.name == "random" and (billed := own.selection.settings.get("flops_of")):
+        stem = name.partition(" selection=")[0]
+        named = [row for row in (f"{stem} selection={billed}", str(billed)) if row in arms]
+        yield from ((row, "flops") for row in named[:1])
+    elif own.selection.name == "random" and not own.selection.settings.get("flops"):
+        yield from ((row, "q") for row, spec in arms.items() if _as_much_data(own, spec))
+    elif own.selection.name == "all" and own.method.name == "random-submodules":
+        yield from ((row, "q") for row, spec in arms.items() if _as_many_submodules(own, spec))
+
+
+def _as_much_data(random: _Spec, spec: _Spec) -> bool:
+    """Return whether this arm chooses the share of the data that the other draws by lot, and is else the same."""
+    if spec.selection.name in ("all", "random", "external") or spec.method != random.method:
+        return False
+    guards = [bool(choice.settings.get("class_guard")) for choice in (random.selection, spec.selection)]
+    drawn, wanted = _wanted_q(random.selection), _wanted_q(spec.selection)
+    return guards[0] == guards[1] and drawn is not None and wanted is not None and abs(drawn - wanted) <= 1e-9
+
+
+def _as_many_submodules(random: _Spec, spec: _Spec) -> bool:
+    """Return whether this arm chooses the share of the submodules that the other draws by lot, both on all data."""
+    if spec.method.name != "partial" or spec.selection.name != "all":
+        return False
+    (k, embed), wanted = ((s.method.settings.get("k"), bool(s.method.settings.get("embed"))) for s in (random, spec))
+    return k is not None and (k, embed) == wanted
+
+
+def _wanted_q(selection: Choice) -> float | None:
+    """Return the share of the data that a selection was asked for: its q, or where it has one its band's width."""
+    q, band = selection.settings.get("q"), selection.settings.get("band")
+    if band:
+        match = _BAND.fullmatch(str(band))
+        return (float(match[2]) - float(match[1])) / 100 if match else None
+    return float(q) if isinstance(q, int | float) else None
 
 
 def _influences(records: Sequence[RunRecord]) -> dict[int, _InfluenceNote]:
@@ -239,7 +280,8 @@ def _q(record: RunRecord) -> float | None:
 
 
 def _value(record: RunRecord, name: str) -> float | None:
-    return {"q": _q(record), "flops": record.gamma.flops, "seconds": record.seconds.get("billed")}[name]
+    shares = {"k": _k(record), "q": _q(record)}
+    return (shares | {"flops": record.gamma.flops, "seconds": record.seconds.get("billed")})[name]
 
 
 def _share(runs: _Runs, of: _Runs, name: str) -> Figure:

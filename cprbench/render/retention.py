@@ -11,10 +11,11 @@ from cprbench.render.numbers import number, percent, score, times
 
 TITLE = "Retention against full tuning on all data (k = 1, q = 1)"
 LEGEND = (
-    "kept: share of full's gain; random: the same on examples drawn by lot, at equal q and at equal billed FLOPs; "
-    "eq. 34: share of T, the L2 norm of a gradient per submodule and example (the paper sums absolute scalars), and "
-    "of its square; eq. 35: k^gamma q^delta; FLOPs and seconds: share of full's, selection included; k·q: the cost "
-    "that the paper assumes (4.4)."
+    "kept: share of full's gain; random: the same on examples drawn by lot, at equal q and at equal billed FLOPs "
+    "(where all data is used, what is drawn by lot are submodules at equal k); eq. 34: share of T, the L2 norm of a "
+    "gradient per submodule and example (the paper sums absolute scalars), and of its square; eq. 35: "
+    "k^gamma q^delta; FLOPs and seconds: share of full's, selection included; k·q: the cost that the paper assumes "
+    "(4.4)."
 )
 
 

@@ -147,6 +147,8 @@ def _baselines(arm: Arm, method: str) -> list[Arm]:
     if getattr(arm.selection, "band", ""):
         low, high = parse_band(arm.selection.band)  # type: ignore[attr-defined]
         q["q"] = round(high - low, 12)
+    if arm.selection.name != "all" and same != arm.method:
+        raise SpecError(f"arm {arm.label!r} chooses its data, so its baselines train like it: no baseline_method.")
     if arm.selection.name == "all" and same == arm.method:
         raise SpecError(
             f"arm {arm.label!r} uses all data: its baseline by lot is itself. Name another baseline_method."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cprbench.judge.cpr import Figure, compare
-from cprbench.judge.retention import Agreement, Baseline, Retention, Row, retention
+from cprbench.judge.retention import Agreement, Retention, Row, retention
 from cprbench.spec import RunRecord
 from tests.records_factory import make_record
 
 PICKED = "partial k=0.15 selection=influence q=0.3"
 AT_Q = "partial k=0.15 selection=random q=0.3"
-AT_FLOPS = "partial k=0.15 selection=random q=0.45"
+AT_FLOPS = "partial k=0.15 selection=random flops_of=influence q=0.3"
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 #: T over ten examples: ffn.1 holds 4 of 10, and 3 of these on what was selected; its square 9 of 20, and 5 of these.
 T: dict[str, Any] = {
     "examples": 10,
@@ -31,6 +33,12 @@ T: dict[str, Any] = {
 }
 
 
+def settings_in(label: str) -> dict[str, Any]:
+    """Return the settings that a label shows: "influence q=0.3 class_guard=true" -> {"q": 0.3, "class_guard": True}."""
+    pairs = re.findall(r" (\w+)=(\S+)", label)
+    return {k: v == "true" if v in ("true", "false") else float(v) if _NUMBER.fullmatch(v) else v for k, v in pairs}
+
+
 def run(
     arm: str,
     final: float,
@@ -41,23 +49,24 @@ def run(
     q: float | None = None,
     k: float | None = 0.15,
     t: Mapping[str, Any] | None = None,
-    of: Any = None,
-    equal: str = "q",
     notes: Mapping[str, Any] | None = None,
     band: str = "",
     **overrides: Any,
 ) -> RunRecord:
-    """Return the record of an arm; its selection is named in the arm, its q in the notes."""
-    words = dict(word.split("=") for word in arm.split()[1:] if word.count("=") == 1)
+    """Return the record of an arm; its settings are those in the arm's name, the q that it reached in the notes."""
+    words, _, chosen = arm.partition(" selection=")
+    chosen, _, flops_of = chosen.partition(" flops_of=")
+    spec: dict[str, Any] = {"selection": chosen.partition(" ")[0] or "all", "settings": settings_in(words)}
+    usual: dict[str, Any] = {} if spec["selection"] == "all" else {"q": 0.3, "class_guard": False}
+    if spec["selection"] == "random":
+        usual |= {"flops": 400.0 + block if flops_of else 0.0, "flops_of": flops_of}
+    spec["selection_settings"] = usual | settings_in(chosen) | ({"band": band} if band else {})
     noted: dict[str, Any] = dict(notes or {})
     if q is not None:
         noted["selection"] = {"q_asked": q, "q_reached": q, "classes_dropped": []}
     if t is not None:
         noted["cross_influence"] = t
-    if of is not None:
-        noted["baseline"] = {"of": of, "equal": equal}
-    spec = {"selection": words.get("selection", "all"), "selection_settings": {"band": band} if band else {}}
-    values = {"spec": spec, "gamma": {"flops": flops, "device_hours": hours}, "notes": noted}
+    values: dict[str, Any] = {"spec": spec, "gamma": {"flops": flops, "device_hours": hours}, "notes": noted}
     values["k_reached"] = k if arm.split()[0] not in ("full", "head", "lora") else None
     values["seconds"] = {"train": 60.0, "billed": 3600 * hours}
     return make_record(arm=arm, block=block, final=final, **(values | overrides))
@@ -77,10 +86,10 @@ def sweep(left_out: str = "", at_flops: Any = (400, 800), **picked: Any) -> list
     rows = [
         run(PICKED, 0.75, 0, **({"flops": 400, "hours": 0.5} | options)),
         run(PICKED, 0.80, 1, **({"flops": 800} | options)),
-        run(AT_Q, 0.70, 0, flops=300, q=0.3, of=PICKED),
-        run(AT_Q, 0.74, 1, flops=500, q=0.3, of=[PICKED, "another arm"]),
-        run(AT_FLOPS, 0.76, 0, flops=at_flops[0], q=0.45, of=[PICKED], equal="flops"),
-        run(AT_FLOPS, 0.82, 1, flops=at_flops[1], q=0.45, of=[PICKED], equal="flops"),
+        run(AT_Q, 0.70, 0, flops=300, q=0.3),
+        run(AT_Q, 0.74, 1, flops=500, q=0.3),
+        run(AT_FLOPS, 0.76, 0, flops=at_flops[0], q=0.45),
+        run(AT_FLOPS, 0.82, 1, flops=at_flops[1], q=0.45),
     ]
     return [*references(), *(r for r in rows if f"{r.arm}/{r.block}" != left_out)]
 
@@ -90,6 +99,10 @@ def table_of(*records: RunRecord) -> Retention:
     found = retention(group)
     assert found is not None
     return found
+
+
+def arms_of(*records: RunRecord) -> list[str]:
+    return [row.arm for row in table_of(*records).rows]
 
 
 def row_of(name: str, *records: RunRecord) -> Row:
@@ -125,9 +138,9 @@ def test_full_on_all_data_is_the_cell_k_1_and_q_1_and_adapters_are_where_their_s
 
 
 def test_neither_head_nor_a_baseline_is_a_row_and_baselines_stay_in_the_comparison() -> None:
-    assert [row.arm for row in table_of(*sweep()).rows] == ["full", PICKED]
+    assert arms_of(*sweep()) == ["full", PICKED]
     (group,) = compare(sweep())
-    assert [arm.arm for arm in group.arms] == ["head", "full", PICKED, AT_Q, AT_FLOPS]
+    assert [arm.arm for arm in group.arms] == ["head", "full", PICKED, AT_FLOPS, AT_Q]
 
 
 def test_without_full_in_every_block_nothing_is_a_share_of_it() -> None:
@@ -157,65 +170,6 @@ def test_a_selection_that_does_not_tell_its_q_has_none() -> None:
     for q in (None, 30, 0):
         row = row_of(PICKED, *references(), run(PICKED, 0.75, q=q))
         assert row.q == row.k_times_q == row.predicted["eq34_t"] == Figure(None, "not told")
-
-
-# --- baselines --------------------------------------------------------------------------------------
-
-
-def test_baselines_are_paired_with_their_row_by_block() -> None:
-    random = row_of(PICKED, *sweep()).random
-    assert random["q"].kept.value == pytest.approx((0.10 + 0.12) / 0.44)
-    assert random["flops"].kept.value == pytest.approx((0.16 + 0.20) / 0.44)
-    assert (random["q"].ratio.value, random["flops"].ratio.value) == (1, 1)
-    more = [*sweep(), run(AT_Q, 0.99, 2, q=0.3, of=PICKED)]  # a block that the row does not have
-    assert row_of(PICKED, *more).random == random
-
-
-def test_a_baseline_that_lacks_a_block_has_no_number() -> None:
-    lost = Figure(None, "no random run at equal q ended well in block 1")
-    row = row_of(PICKED, *sweep(left_out=f"{AT_Q}/1"))
-    assert row.random["q"] == Baseline(lost, lost)
-    assert row.random["flops"] == row_of(PICKED, *sweep()).random["flops"]
-    failed = [*sweep(left_out=f"{AT_Q}/1"), run(AT_Q, 0.7, 1, of=PICKED, status="failed")]
-    assert row_of(PICKED, *failed).random["q"].kept == lost
-
-
-def test_a_row_without_a_baseline_says_which() -> None:
-    row = row_of(PICKED, *(r for r in sweep() if r.arm not in (AT_Q, AT_FLOPS)))
-    assert row.random["q"].kept.why == "no random run at equal q ended well"
-    assert row.random["flops"].kept.why == "no random run at equal billed FLOPs ended well"
-
-
-def test_nothing_is_drawn_at_equal_q_from_all_data() -> None:
-    row = row_of("partial k=0.15", *sweep(), *(run("partial k=0.15", 0.78, block) for block in (0, 1)))
-    assert row.random["q"].kept.why == "no draw: it trains on all data"
-    assert row.random["flops"].kept.why == "no random run at equal billed FLOPs ended well"
-
-
-def test_one_run_is_the_baseline_of_every_row_that_it_names() -> None:
-    guarded = f"{PICKED} class_guard=true"
-    both = [run(AT_Q, 0.70 + b / 100, b, q=0.3, of=[PICKED, guarded]) for b in (0, 1)]
-    rows = [run(arm, 0.75, b, q=0.3) for arm in (PICKED, guarded) for b in (0, 1)]
-    table = {row.arm: row for row in table_of(*references(), *rows, *both).rows}
-    assert table[PICKED].random == table[guarded].random
-    assert table[guarded].random["q"].kept.value == pytest.approx((0.10 + 0.09) / 0.44)
-
-
-def test_of_two_runs_that_claim_to_be_a_baseline_neither_is_taken() -> None:
-    other = run("partial k=0.15 selection=random q=0.46", 0.9, 1, of=PICKED, equal="flops")
-    row = row_of(PICKED, *sweep(), other)
-    assert row.random["flops"].kept == Figure(None, "n/e: more than one random run at equal billed FLOPs in block 1")
-    again = run(AT_Q, 0.9, 1, of=PICKED, run_id="f" * 16)  # the same arm and block twice is two rows
-    assert row_of(PICKED, *sweep(), again).random["q"].ratio.value is not None
-
-
-@pytest.mark.parametrize(("second", "equal"), [(840, False), (820, True), (700, False), (None, False)])
-def test_a_baseline_that_costs_more_or_less_than_its_row_is_not_equal(second: int | None, equal: bool) -> None:
-    random = row_of(PICKED, *sweep(at_flops=(430, second))).random
-    expected = Figure(None, "not measured") if second is None else Figure(pytest.approx((430 + second) / 1200))
-    assert random["flops"].ratio == expected
-    assert random["flops"].kept.value == pytest.approx(0.36 / 0.44)
-    assert (random["flops"].equal, random["q"].equal) == (equal, True)
 
 
 # --- predicted --------------------------------------------------------------------------------------
@@ -330,7 +284,7 @@ def test_a_submodule_of_which_t_says_nothing_has_no_eq_34() -> None:
     ids=["nothing", "number", "list", "half", "negative", "text", "exponent"],
 )
 def test_a_note_that_is_not_what_it_should_be_is_not_there(note: Any) -> None:
-    notes = {"cross_influence": note, "baseline": note} if note is not None else {}
+    notes = {"cross_influence": note} if note is not None else {}
     row = row_of(PICKED, *references(), run(PICKED, 0.75, q=0.3), run("partial k=0.1", 0.7, notes=notes))
     assert set(row.predicted.values()) == {Figure(None, "no run of this block measured T")}
 
@@ -378,7 +332,8 @@ def test_a_group_has_a_table_where_data_is_selected_or_k_is_swept() -> None:
     plain = [*references(), run("lora", 0.7), run("partial k=0.15", 0.7)]
     assert not has_one(*plain) and has_one(*plain, run("partial k=0.3", 0.7))
     assert has_one(*plain, run("full selection=influence q=0.3", 0.7))
-    assert has_one(*plain, run("partial k=0.14", 0.7, k=None, of="partial k=0.15", equal="flops"))
+    assert has_one(*plain, run("random-submodules k=0.15", 0.7, k=None, status="failed"))  # a baseline
+    assert not has_one(*plain, run("random-submodules k=0.3", 0.7, k=None, status="failed"))
     assert not has_one(run("partial k=0.15", 0.7, spec={"selection": "external"}))
 
 
@@ -390,7 +345,7 @@ def test_the_order_of_records_changes_nothing(order: list[int]) -> None:
 
 def test_models_without_a_new_head_are_measured_against_their_base() -> None:
     causal = {"new_head_parameters": 0, "base": 0.5}
-    rows = [run(PICKED, 0.7, q=0.3, **causal), run(AT_Q, 0.6, q=0.3, of=PICKED, **causal)]
+    rows = [run(PICKED, 0.7, q=0.3, **causal), run(AT_Q, 0.6, q=0.3, **causal)]
     row = row_of(PICKED, run("full", 0.9, **causal), *rows)
     assert row.kept.value == pytest.approx(0.5)
     assert row.random["q"].kept.value == pytest.approx(0.25)

@@ -92,7 +92,7 @@ def test_a_sentence_counts_the_rows_that_kept_more_than_random() -> None:
     lost = [r for r in sweep() if (r.arm, r.block) != ("full", 1)]
     assert "random: at equal q no row to compare; at equal billed FLOPs no row to compare." in section(*lost)
     tie = [r for r in sweep() if r.arm != AT_Q]
-    tie += [run(AT_Q, final, block, q=0.3, of=PICKED) for block, final in enumerate((0.75, 0.80))]
+    tie += [run(AT_Q, final, block, q=0.3) for block, final in enumerate((0.75, 0.80))]
     assert "at equal q 0 of 1 rows" in section(*tie)
 
 
@@ -102,6 +102,14 @@ def test_a_baseline_that_is_not_equal_is_shown_said_and_not_counted() -> None:
     assert "at equal billed FLOPs no row to compare" in text
     assert f"\n- random at equal billed FLOPs, not counted: 1.30x as much ({PICKED})\n" in text
     assert f"not counted: not measured ({PICKED})" in section(*sweep(at_flops=(600, None)))
+
+
+def test_where_all_data_is_used_submodules_by_lot_stand_in_the_column_of_equal_q() -> None:
+    k_sets = [run(f"{name} k=0.15", final) for name, final in (("partial", 0.75), ("random-submodules", 0.70))]
+    text = section(*references(), *k_sets)
+    assert row(text, "partial k=0.15")["random q"] == "50 %"
+    assert "at equal q 1 of 1 rows" in text
+    assert "where all data is used, what is drawn by lot are submodules at equal k" in text
 
 
 def test_the_predictions_are_judged_from_three_rows_on() -> None:

@@ -67,7 +67,7 @@ def test_the_id_of_a_run_follows_the_files_content_and_not_where_it_lies(
     assert here.spec.method.settings["blueprint"] == "made.json"
     assert here.spec.method.settings["blueprint_sha256"] == sha256_of_file(first)
     assert str(tmp_path) not in here.spec.model_dump_json()
-    assert here.files == {"blueprint": str(first)}
+    assert here.files == {"method": {"blueprint": str(first)}, "selection": {}}
     assert (here.arm, there.arm) == ("partial k=0.3 blueprint=made", "partial k=0.3 blueprint=other")
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from cprbench.adapt.methods import METHODS, build_method
+from cprbench.adapt.selection import build_selection
 from cprbench.errors import CprbenchError, MethodError, SpecError, TrainingError
 from cprbench.runs.planner import Arm, Inspected, Planned, arms_of, plan, plan_search, read_settings, run_id
 from cprbench.schema import parse
@@ -116,7 +117,10 @@ def test_two_arms_never_have_the_same_name() -> None:
         (arm("partial", kk=0.1), "unknown setting partial.kk. Did you mean 'k'?"),
         (arm("partial", embedd=True), "unknown setting partial.embedd. Did you mean 'embed'?"),
         (arm("full", k=0.1), "unknown setting full.k. Method 'full' has no settings."),
-        (ArmSpec(method="full", selection_settings={"q": 0.1}), "selection 'all' has no settings"),
+        (
+            ArmSpec(method="full", selection_settings={"q": 0.1}),
+            "unknown setting selection.q. Selection 'all' has no settings",
+        ),
     ],
 )
 def test_an_unknown_name_in_an_arm_names_the_nearest_one(spec: ArmSpec, message: str) -> None:
@@ -146,7 +150,7 @@ def test_a_setting_of_the_wrong_type_is_refused(method: str, setting: str, value
 def test_a_whole_number_will_do_where_a_number_is_needed() -> None:
     (found,) = arms_of([arm("partial", k=1)])
     assert found.label == "partial k=1"
-    assert found == Arm(build_method("partial", {"k": 1.0}), "all")
+    assert found == Arm(build_method("partial", {"k": 1.0}), build_selection("all", {}))
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

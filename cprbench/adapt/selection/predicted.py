@@ -72,9 +72,10 @@ class Predicted(Banded):
         forward = self.features == "forward"
         exact = pool.measure(few, states=forward)
         features = predictor.forward_features if forward else predictor.cheap_features
-        fitted = predictor.fit(features(pool, few, exact), exact.influence, pool, few, exact.losses)
+        blocks = features(pool, few, exact)
+        fitted = predictor.fit(blocks, exact.influence, pool, few, exact.losses)
         rest = sorted(set(range(len(pool))) - set(few))
-        scores = dict(zip(few, fitted.model.predict(features(pool, few, exact)), strict=True))
+        scores = dict(zip(few, fitted.model.predict(blocks), strict=True))
         for start in range(0, len(rest), predictor.PART):
             part = rest[start : start + predictor.PART]
             seen = pool.measure(part, gradients=False, states=True) if forward else None

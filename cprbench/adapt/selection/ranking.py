@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from decimal import ROUND_CEILING, Context
 
 from cprbench.errors import SpecError
 from cprbench.schema import sha256_of
@@ -18,9 +19,8 @@ def how_many(q: float, examples: int) -> int:
         raise SpecError(f"selection.q = {q} is outside (0, 1]. q is the share of the training examples to keep.")
     count = math.floor(q * examples * (1 + 1e-12))  # 0.29 of 100 is 29, whatever binary fractions say
     if count == 0:
-        raise SpecError(
-            f"selection.q = {q} of {examples} examples keeps none. The smallest q here is {1 / max(1, examples):.4g}."
-        )
+        least = float(Context(prec=4, rounding=ROUND_CEILING).divide(1, max(1, examples)))  # 0.3333 of 3 would be none
+        raise SpecError(f"selection.q = {q} of {examples} examples keeps none. The smallest q here is {least:.4g}.")
     return count
 
 
@@ -34,6 +34,15 @@ def parse_band(text: str) -> tuple[float, float]:
     if not low < high <= 1:
         raise SpecError(f"selection.band = {text!r}: write LOW..HIGH in percentiles of the score, for example 20..80.")
     return low, high
+
+
+def how_many_in(band: str, examples: int) -> int:
+    """Return how many of `examples` lie in `band`. Raises SpecError where none does, and for what is no band."""
+    low, high = parse_band(band)
+    count = round(high * examples) - round(low * examples)
+    if count == 0:
+        raise SpecError(f"selection.band = {band!r} of {examples} examples keeps none. Widen it.")
+    return count
 
 
 def best_first(scores: Sequence[float], ids: Sequence[str]) -> list[int]:
@@ -60,24 +69,16 @@ def keep(
     `class_guard`: every class keeps its own share by its own ranks, and at least one example where as many are kept
     as there are classes. Raises SpecError where nothing would be kept.
     """
-    if not band:
-        how_many(q, len(ids))
+    wanted = how_many_in(band, len(ids)) if band else how_many(q, len(ids))
     low, high = parse_band(band) if band else (1 - q, 1.0)
-    order = best_first(scores, ids)
     groups: dict[str, list[int]] = {}
-    for place in order:
+    for place in best_first(scores, ids):
         groups.setdefault(labels[place] if class_guard else "", []).append(place)
-    if not band:
-        quotas = shares([len(group) for group in groups.values()], how_many(q, len(ids)))
-        found = [place for group, quota in zip(groups.values(), quotas, strict=True) for place in group[:quota]]
-    else:
-        found = [
-            place
-            for group in groups.values()
-            for place in group[len(group) - round(high * len(group)) : len(group) - round(low * len(group))]
-        ]
-    if not found:
-        raise SpecError(f"selection.band = {band!r} of {len(ids)} examples keeps none. Widen it.")
+    found: list[int] = []
+    for group, quota in zip(groups.values(), shares([len(group) for group in groups.values()], wanted), strict=True):
+        upper = round(high * len(group)) if low > 0 else quota  # a band from 0 holds the least, whatever the quota
+        above = len(group) - max(upper, quota)
+        found += group[above : above + quota]
     return sorted(found)
 
 

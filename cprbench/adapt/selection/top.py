@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cprbench.adapt.selection import Measured, Pool, Selected
-from cprbench.adapt.selection.ranking import how_many, keep, parse_band
+from cprbench.adapt.selection.ranking import how_many, how_many_in, keep
 from cprbench.blueprint.concentration import fit_exponent, mass_curve, pick_curve
 from cprbench.blueprint.picking import rank
 
@@ -54,11 +54,8 @@ class Banded(Top):
         return ("q",) if self.band else ()
 
     def kept(self, examples: int) -> int | None:
-        """Return how many are kept; None where the sizes of classes decide."""
-        if not self.band:
-            return super().kept(examples)
-        parse_band(self.band)
-        return None if self.class_guard else len(keep([0.0] * examples, [""] * examples, [], q=1, band=self.band))
+        """Return the whole examples in q of them, or how many the band holds."""
+        return how_many_in(self.band, examples) if self.band else super().kept(examples)
 
     def best(self, pool: Pool, scores: Sequence[float], notes: Mapping[str, Any] | None = None) -> Selected:
         """Return the places of the largest scores, or of those in the band."""
