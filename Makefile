@@ -20,6 +20,7 @@ bench: .venv/dev.stamp  ## measurements of cprbench itself
 	$(BIN)/python -m benchmarks.metering
 	$(BIN)/python -m benchmarks.gradients
 	$(BIN)/python -m benchmarks.watching
+	$(BIN)/python -m benchmarks.selection
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -18,7 +18,9 @@ def _two_threads() -> None:
     """Keep torch from oversubscribing the cores when children of a test run beside it."""
     import os
 
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    # One thread each where pytest-xdist runs a process per core.
+    os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")

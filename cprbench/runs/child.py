@@ -106,6 +106,8 @@ def run_child(
 
 def _environment(offline: bool) -> dict[str, str]:
     env = {
+        # Threads that spin at a barrier take the core from the one they wait for as soon as anything else runs here.
+        "OMP_WAIT_POLICY": "PASSIVE",
         **os.environ,
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
