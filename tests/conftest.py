@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,18 +10,13 @@ import pytest
 
 from cprbench.spec import RunRecord
 
+# Before torch is imported: children of a test run beside it, so threads must not spin; and one each is enough where
+# pytest-xdist runs a process per core.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 #: Words that a task needs so small that a run takes seconds; sentences are real movie snippets.
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    """Keep torch from oversubscribing the cores when children of a test run beside it."""
-    import os
-
-    # One thread each where pytest-xdist runs a process per core.
-    os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
@@ -82,8 +78,6 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of data files that the project never commits; skips where it is absent."""
-    import os
-
     folder = Path(os.environ.get("CPRBENCH_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"no data files at {folder}: set CPRBENCH_DATA to run this test")

@@ -63,6 +63,7 @@ class Row:
     random: dict[str, Baseline]  # by EQUAL
     predicted: dict[str, Figure]  # of full's gain, by PREDICTIONS
     cost: dict[str, Figure]  # of full's, by COSTS: mean over the row's blocks / mean of full over the same
+    classes_dropped: tuple[str, ...]  # labels of which the selection left no example in some block
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class _Note(BaseModel):
 
 class _SelectionNote(_Note):
     q_reached: Annotated[float, Field(gt=0, le=1)]
+    classes_dropped: list[str] = []
 
 
 _Sums = dict[str, Annotated[float, Field(ge=0)]]
@@ -168,6 +170,7 @@ class _Table:
             random={equal: self._random(arm, runs, equal) for equal in EQUAL},
             predicted={name: self._predicted(runs, name) for name in PREDICTIONS},
             cost={name: _share(runs, self.full, name) for name in COSTS},
+            classes_dropped=tuple(sorted({label for r in runs.values() for label in _dropped(r)})),
         )
 
     def _random(self, arm: str, runs: _Runs, equal: Equal) -> Baseline:
@@ -277,6 +280,11 @@ def _q(record: RunRecord) -> float | None:
     if note is not None:
         return note.q_reached
     return 1.0 if record.spec.selection.name == "all" else None
+
+
+def _dropped(record: RunRecord) -> list[str]:
+    note = _note(record, "selection", _SelectionNote)
+    return [] if note is None else note.classes_dropped
 
 
 def _value(record: RunRecord, name: str) -> float | None:

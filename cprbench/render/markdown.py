@@ -10,6 +10,9 @@ from cprbench.render import retention as page
 from cprbench.render.numbers import missing_resources, number, percent, resource_title, score, signed, times
 from cprbench.spec import RESOURCES, RunRecord
 
+#: More arms than these are not all told in the one-line answer.
+_ARMS_IN_A_LINE = 6
+
 
 def render_report(records: Sequence[RunRecord], damaged: Mapping[str, str] | None = None) -> str:
     """Return the report of records as Markdown; directories that could not be read are named at its end."""
@@ -35,15 +38,21 @@ def escape(text: str) -> str:
 
 def headline(group: Group, show: Callable[[str], str] = escape) -> str:
     """Return the one-line answer: how much of full's gain each method keeps at which cost; `show` escapes names."""
+    known = [arm for arm in group.arms if arm.arm not in ("head", "full") and arm.retained_gain.value is not None]
+    told = dict.fromkeys(arm.arm for arm in known)
+    if len(known) > _ARMS_IN_A_LINE:  # of a sweep: what kept most, and what did per FLOP
+        best = max(known, key=lambda arm: arm.retained_gain.value or 0.0)
+        cheapest = max(known, key=lambda arm: arm.multiple_of_full["flops"].value or 0.0)
+        told = dict.fromkeys([best.arm, cheapest.arm])
     words = []
-    for arm in group.arms:
-        kept, cost = arm.retained_gain, arm.multiple_of_full["flops"]
-        if arm.method in ("head", "full") or kept.value is None:
-            continue
+    for arm in known:
+        cost = arm.multiple_of_full["flops"]
         multiple = f" ({times(cost)} full's gain per FLOP)" if cost.value is not None else ""
-        words.append(f"{show(arm.arm)} keeps {percent(kept)} of full's gain{multiple}")
+        if arm.arm in told:
+            words.append(f"{show(arm.arm)} keeps {percent(arm.retained_gain)} of full's gain{multiple}")
     if words:
-        return "; ".join(words) + "."
+        most = f"Of {len(known)} arms, the most kept and the most per FLOP: " if len(told) < len(known) else ""
+        return most + "; ".join(words) + "."
     arms = {arm.method for arm in group.arms}
     if group.reference == "head" and "head" not in arms:
         return "No gains: a model with a new head is measured against method head. Add it to the methods."
@@ -119,7 +128,7 @@ def _group(group: Group) -> list[str]:
                 *(times(arm.multiple_of_full[r]) for r in RESOURCES),
             ]
             for arm in group.arms
-            if arm.method != "full"
+            if arm.arm != "full"
         ],
     )
     parts += _retention(group) + _blueprints(group.records) + _sources(group.records)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cprbench.judge.cpr import Figure
 from cprbench.judge.retention import EQUAL, PREDICTIONS, Retention, Row
 from cprbench.render.numbers import number, percent, score, times
 
+_NAMED = 3  # as many labels as a sentence names
 TITLE = "Retention against full tuning on all data (k = 1, q = 1)"
 LEGEND = (
     "kept: share of full's gain; random: the same on examples drawn by lot, at equal q and at equal billed FLOPs "
@@ -67,10 +68,17 @@ def answer(table: Retention) -> list[str]:
         else:
             points = f"off by {100 * found.mean_difference.value:.1f} points on average"
             fits.append(f"{title} {points}, Spearman {score(found.spearman)} ({found.rows} rows)")
+    lost = [f"{row.arm} ({_some(row.classes_dropped)})" for row in table.rows if row.classes_dropped]
     return [
         f"Kept more than random: {'; '.join(words)}. Points, no test of significance.",
         f"Predicted against kept: {'; '.join(fits)}.",
+        *([f"No example was left of some labels: {'; '.join(lost)}."] if lost else []),
     ]
+
+
+def _some(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
+    return ", ".join(labels[:_NAMED]) + more
 
 
 def reasons(table: Retention) -> list[str]:

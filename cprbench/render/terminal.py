@@ -28,7 +28,7 @@ def print_groups(console: Console, groups: list[Group]) -> None:
         for arm in group.arms:
             failed = f" ({arm.failed} failed)" if arm.failed else ""
             table.add_row(
-                escape(arm.arm),
+                escape(_name(arm.arm)),
                 short(score(arm.final)),
                 short(signed(arm.gain)),
                 short(percent(arm.retained_gain)),
@@ -47,6 +47,11 @@ def print_groups(console: Console, groups: list[Group]) -> None:
         _print_retention(console, group)
 
 
+def _name(arm: str) -> str:
+    """Return an arm's name as a narrow column can break it between words."""
+    return arm.replace(" selection=", " ").replace("flops_of=", "flops of ")
+
+
 def _print_retention(console: Console, group: Group) -> None:
     table = retention(group)
     if table is None:
@@ -59,6 +64,6 @@ def _print_retention(console: Console, group: Group) -> None:
     for name in columns:
         shown.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     for row in table.rows:
-        shown.add_row(escape(row.arm), *page.cells(row, columns))
+        shown.add_row(escape(_name(row.arm)), *page.cells(row, columns))
     console.print(shown)
     console.print(escape("\n".join(page.answer(table))), highlight=False)

@@ -273,6 +273,7 @@ def test_labels_show_what_differs_from_the_defaults_and_leave_out_what_is_not_us
     assert shown("influence", q=1) == "influence q=1"
     assert shown("influence", band="20..80", q=0.5) == "influence band=20..80"
     assert shown("influence", scores="/a/folder/mine.v1.parquet") == "influence q=0.3 scores=mine.v1"
+    assert shown("predicted") == "predicted q=0.3 features=forward"
     assert shown("predicted", features="cheap") == "predicted q=0.3 features=cheap"
     assert shown("random", flops=1.5e12) == "random flops=1.5e+12"
     assert shown("random", flops=123456789.0) == "random flops=123456789.0"  # no digit is lost
@@ -350,6 +351,16 @@ def test_a_draw_is_of_its_seed_and_depends_on_nothing_else() -> None:
     assert set(often) == set(range(40)) and max(often.values()) < 20  # every place is drawn, none always
     assert drawn(q=0.5, pool={"ids": [f"other{i}" for i in range(40)], "texts": ["t"] * 40}) == drawn(q=0.5)
     assert drawn(q=0.5, pool={"labels": ["one"] * 40}) == drawn(q=0.5)
+
+
+def test_a_guarded_draw_keeps_the_share_of_every_class_by_the_same_permutation() -> None:
+    lab = Lab(40)
+    kept = drawn(q=0.3, class_guard=True)
+    assert Counter(lab.labels[place] for place in kept) == {"a": 7, "b": 4, "c": 1}  # exactly 7.2, 3.6 and 1.2
+    without = drawn(q=0.3)
+    for label_ in "abc":
+        one, other = ({place for place in some if lab.labels[place] == label_} for some in (kept, without))
+        assert one <= other or other <= one
 
 
 def test_a_draw_costs_nothing_and_warms_no_head() -> None:
@@ -453,6 +464,12 @@ def test_sums_of_t_and_its_exponents_are_those_computed_by_hand() -> None:
     assert notes["gamma"] == pytest.approx(math.log(3.5 / 6.5) / math.log(0.25), rel=1e-4)
     assert notes["delta"] == pytest.approx(fit_exponent(mass_curve([4.0, 0.0, 2.5]))[0], rel=1e-12)
     assert notes["gamma_r_squared"] is None  # through one point
+
+
+def test_submodules_stand_in_the_order_of_their_norm_per_root_of_parameters() -> None:
+    # wide: norm 4 over 4 parameters, density 2; thin: norm 2.5 over 1. By norm or squared norm wide came first.
+    notes = build_selection("influence", {}).select(lab_of([[4.0, 2.5]] * 4).pool(sizes={"wide": 4, "thin": 1})).notes
+    assert notes["cross_influence"]["gamma"] == pytest.approx(math.log(2.5 / 6.5) / math.log(0.2), rel=1e-4)
 
 
 def test_the_density_of_a_submodule_is_its_norm_and_not_its_sum_per_parameter() -> None:
@@ -622,6 +639,13 @@ def test_shares_fall_by_equal_factors_to_the_share_asked() -> None:
     assert made.trains == 6  # type: ignore[attr-defined]
 
 
+def test_every_round_keeps_the_share_of_every_class() -> None:
+    lab = lab_ranked([100.0 - i for i in range(100)], labels=["a"] * 60 + ["b"] * 40)  # all of b comes last
+    found = build_selection("iterative", {"q": 0.25, "class_guard": True}).select(lab.pool())
+    assert found.places == (*range(15), *range(60, 70))
+    assert Counter(lab.labels[place] for place in lab.steps[1][0]) == {"a": 30, "b": 20}
+
+
 def test_one_round_trains_once_measures_all_and_takes_the_best() -> None:
     lab = Lab(50)
     found = build_selection("iterative", {"rounds": 1}).select(lab.pool())
@@ -759,6 +783,8 @@ def test_objectives_cover_what_they_say() -> None:
     center = build_selection("coreset", {"q": 0.1}).select(lab.pool())
     assert center.places == tuple(sorted(coreset.k_center(lab.states.astype(np.float64), 6, 0)))
     facility = build_selection("coreset", {"q": 0.1, "objective": "facility-location"}).select(lab.pool())
+    other = build_selection("coreset", {"q": 0.1, "objective": "facility-location"}).select(lab.pool(seed=2))
+    assert other.places != facility.places  # its candidates are drawn
     assert similarity(lab.states, facility.places) > similarity(lab.states, center.places)
 
 

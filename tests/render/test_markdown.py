@@ -277,3 +277,16 @@ def test_what_making_a_blueprint_cost_stands_beside_the_runs_that_used_it_and_is
     assert "Blueprint" not in render_report(runs())
     unpaid = render_report(runs(blueprint="ab" * 32, notes={"blueprint": {"model_id": "acme/tiny", "made": None}}))
     assert "making it cost not measured" in unpaid
+
+
+def test_an_arm_that_trains_fully_on_chosen_data_has_its_multiple_and_a_sweep_s_answer_names_the_best_two() -> None:
+    def arm(name: str, final: float, flops: int) -> RunRecord:
+        return make_record(arm=name, final=final, gamma={"flops": flops})
+
+    records = [arm("head", 0.6, 100), arm("full", 0.8, 1000)]
+    records += [arm(f"full selection=random q=0.{i}", 0.6 + i / 50, 100 * i + 100) for i in range(1, 8)]
+    report = render_report(records)
+    assert "| full selection=random q=0.1 | 10 % | " in report.split("Multiple of full")[1]
+    answer = next(line for line in report.splitlines() if line.startswith("Of 7 arms"))
+    assert "full selection=random q=0.7 keeps 70 % of full's gain (0.87x full's gain per FLOP)." in answer
+    assert answer.count("keeps") == 1  # here one arm is both
