@@ -271,6 +271,15 @@ def test_one_class_one_length_and_one_text_over_and_over_are_no_trouble() -> Non
         assert notes["spearman_of_loss_within_class"] == pytest.approx(notes["spearman_of_loss"])
 
 
+def test_free_answers_do_not_make_a_feature_each() -> None:
+    lab = Lab(400)
+    lab.labels = [f"answer {i}" if i % 4 else "the same" for i in range(400)]
+    classes = blocks_of(lab)[3]
+    assert classes.shape == (400, 100)  # at most, the most common ones first; here as many as examples were
+    assert classes.sum(0).max() == 100 and sorted(set(classes.sum(0))) == [1, 100]
+    assert Predicted().select(lab.pool()).notes["predictor"]["spearman"] > 0.9
+
+
 def test_losses_of_nothing_and_of_very_much_are_no_trouble() -> None:
     lab = Lab(100)
     lab.losses[:40], lab.losses[40:60] = 0.0, 1e4

@@ -57,8 +57,9 @@ class Measured:
         """J(z), (examples,): the norm over all submodules (eq. 27). Raises ValueError where none were measured."""
         if self.norms is None:
             raise ValueError("no gradients were measured")
-        found: NDArray[Any] = (self.norms**2).sum(1) ** 0.5
-        return found
+        from cprbench.adapt.selection.scores import norm_over
+
+        return norm_over(self.norms)
 
 
 def _unavailable(*arguments: Any, **named: Any) -> Any:

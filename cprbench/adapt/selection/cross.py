@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cprbench.adapt.selection import Pool, Selected
+from cprbench.adapt.selection import Measured, Pool, Selected
 from cprbench.adapt.selection.top import Banded, with_cross_influence
 from cprbench.errors import MethodError
 
@@ -32,5 +32,5 @@ class Cross(Banded):
         rows = [i for i, cell in enumerate(pool.sizes) if cell in set(pool.trained)]
         if not rows:
             raise MethodError("selection 'cross' ranks examples by the submodules that train, and none does.")
-        scores = (measured.norms[:, rows] ** 2).sum(1) ** 0.5
+        scores = Measured(measured.losses, measured.norms[:, rows]).influence
         return with_cross_influence(pool, measured, self.best(pool, scores.tolist()))

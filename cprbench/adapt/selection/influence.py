@@ -6,6 +6,7 @@ With a scores file that somebody published, nothing is measured here and nothing
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cprbench.adapt.selection import Measured, Pool, Selected
@@ -66,15 +67,15 @@ def published(path: str, pool: Pool) -> tuple[Measured, dict[str, Any]]:
     from cprbench.adapt.selection import scores
 
     found = scores.read(path)
-    info = found.info
+    info, name = found.info, Path(path).name  # without its folder: a record names no path of this machine
     if list(found.cells) != list(pool.sizes):
-        raise SpecError(f"{path} has the submodules {', '.join(found.cells[:5])}…, which are not this model's.")
+        raise SpecError(f"{name} has the submodules {', '.join(found.cells[:5])}…, which are not this model's.")
     row = {example: i for i, example in enumerate(found.ids)}
     if lacking := [example for example in pool.ids if example not in row]:
         raise SpecError(
-            f"{path} has no score of {len(lacking)} of {len(pool)} training examples, the first {lacking[0]!r}. "
+            f"{name} has no score of {len(lacking)} of {len(pool)} training examples, the first {lacking[0]!r}. "
             "Score the same examples, or leave out selection.scores."
         )
     rows = [row[example] for example in pool.ids]
-    made = None if info.made is None else info.made.model_dump()
-    return Measured(found.losses[rows], found.norms[rows]), {"scores": {"made": made, "block": info.block}}
+    told = info.model_dump(include={"made", "block", "warmup_steps", "max_tokens", "precision"})
+    return Measured(found.losses[rows], found.norms[rows]), {"scores": told}

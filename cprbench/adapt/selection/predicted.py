@@ -24,7 +24,7 @@ LEAST_MEASURED = 64
 
 @dataclass(frozen=True)
 class Predicted(Banded):
-    """The largest predicted J(z), all of them predicted, those of measured examples too (Algorithm 2, line 4).
+    """The largest predicted J(z), those of measured examples predicted too (Algorithm 2, line 4).
 
     `measured`: share of the examples whose J is measured, at least 64. `features`: "cheap" asks no pass of the
     model, "forward" one forward pass. `floor`: the least held-out Spearman that is accepted.
@@ -75,6 +75,8 @@ class Predicted(Banded):
         blocks = features(pool, few, exact)
         fitted = predictor.fit(blocks, exact.influence, pool, few, exact.losses)
         rest = sorted(set(range(len(pool))) - set(few))
+        if not rest:  # all of them are known: nothing is left to predict
+            return exact.influence.tolist(), fitted.notes | {"features": self.features}
         scores = dict(zip(few, fitted.model.predict(blocks), strict=True))
         for start in range(0, len(rest), predictor.PART):
             part = rest[start : start + predictor.PART]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 PART = 4096
 _FOLDS = 5
 _HASHED = 1024
+_CLASSES = 100
 #: Fewer examples of a class have no rank correlation worth a mean.
 _LEAST_OF_CLASS = 5
 
@@ -44,10 +46,17 @@ def forward_features(pool: Pool, places: Sequence[int], measured: Measured | Non
 
 
 def _one_hot(pool: Pool, places: Sequence[int]) -> NDArray[Any]:
+    """Return a column for each of the most common labels: free answers are as many as examples, and tell nothing."""
     import numpy as np
 
-    column = {label: i for i, label in enumerate(sorted(set(pool.labels)))}
-    return np.eye(len(column))[[column[pool.labels[i]] for i in places]]
+    counts = Counter(pool.labels)
+    common = sorted(counts, key=lambda label: (-counts[label], label))[:_CLASSES]
+    column = {label: i for i, label in enumerate(common)}
+    found = np.zeros((len(places), len(column)))
+    for row, place in enumerate(places):
+        if (own := column.get(pool.labels[place])) is not None:
+            found[row, own] = 1.0
+    return found
 
 
 class Regressor:
@@ -120,9 +129,11 @@ def fit(blocks: Blocks, influence: NDArray[Any], pool: Pool, places: Sequence[in
 
 def within_class(one: NDArray[Any], other: NDArray[Any], labels: Sequence[str]) -> float | None:
     """Return the mean Spearman correlation inside classes of at least five, weighted by size; None without any."""
+    groups: dict[str, list[int]] = {}
+    for i, label in enumerate(labels):
+        groups.setdefault(label, []).append(i)
     found = []
-    for label in sorted(set(labels)):
-        rows = [i for i, own in enumerate(labels) if own == label]
+    for _, rows in sorted(groups.items()):
         value = spearman(one[rows].tolist(), other[rows].tolist()) if len(rows) >= _LEAST_OF_CLASS else None
         if value is not None:
             found.append((value, len(rows)))

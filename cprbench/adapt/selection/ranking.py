@@ -89,11 +89,10 @@ def shares(sizes: Sequence[int], wanted: int) -> list[int]:
     exact = [wanted * size / total for size in sizes]
     found = [min(size, max(least, math.floor(share))) for size, share in zip(sizes, exact, strict=True)]
     order = sorted(range(len(sizes)), key=lambda i: (found[i] - exact[i], i))
-    while sum(found) != wanted:
-        step = 1 if sum(found) < wanted else -1
+    step, left = (1 if sum(found) < wanted else -1), abs(sum(found) - wanted)
+    while left:
         for i in order if step > 0 else reversed(order):
-            if sum(found) == wanted:
-                break
-            if found[i] + step in range(least, sizes[i] + 1):
+            if left and found[i] + step in range(least, sizes[i] + 1):
                 found[i] += step
+                left -= 1
     return found

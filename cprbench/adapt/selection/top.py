@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from cprbench.adapt.methods import Method, Target
 
 
+#: Lost labels that a record names: free answers are as many as examples.
+_NAMED = 20
+
+
 @dataclass(frozen=True)
 class Top:
     """A share q of the examples by some rank. `class_guard`: every class keeps its own share (ranking.py)."""
@@ -36,10 +40,10 @@ class Top:
     def check(self, method: Method, target: Target) -> None:
         """Goes with every method."""
 
-    def best(self, pool: Pool, scores: Sequence[float], notes: Mapping[str, Any] | None = None) -> Selected:
+    def best(self, pool: Pool, scores: Sequence[float]) -> Selected:
         """Return the q places of the largest scores."""
         places = tuple(keep(scores, pool.ids, pool.labels, q=self.q, class_guard=self.class_guard))
-        return Selected(places, told(pool, places, self.q) | dict(notes or {}))
+        return Selected(places, told(pool, places, self.q))
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,14 @@ class Banded(Top):
 
 def told(pool: Pool, places: Sequence[int], q: float | None) -> dict[str, Any]:
     """Return what a record says of the kept places: shares, classes without any, equal texts among them."""
-    left = Counter(pool.labels[place] for place in places)
+    dropped = sorted(set(pool.labels) - {pool.labels[place] for place in places})
     texts = Counter(pool.texts[place] for place in places)
     return {
         "q_asked": q,
         "q_reached": len(places) / len(pool),
         "pool": len(pool),
-        "classes_dropped": sorted(set(pool.labels) - set(left)),
+        "classes_dropped": dropped[:_NAMED],
+        "classes_dropped_count": len(dropped),
         "duplicate_texts": sum(count - 1 for count in texts.values()),
     }
 
