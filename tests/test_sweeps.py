@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 
 import pytest
+from rich.console import Console
 
 from cprbench.judge.cpr import Group, compare
 from cprbench.judge.retention import Retention, retention
 from cprbench.render.markdown import render_report
+from cprbench.render.terminal import print_retention
 from cprbench.schema import parse
 from cprbench.spec import RunRecord
 from tests.conftest import ROOT
@@ -17,11 +20,15 @@ from tests.conftest import ROOT
 SWEEPS = ("q-sweep", "k-sweep", "k-by-q")
 
 
+def load(sweep: str) -> list[RunRecord]:
+    with zipfile.ZipFile(ROOT / "tests" / "records" / "sweeps.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.startswith(f"{sweep}/"))
+        return [parse(RunRecord, json.loads(archive.read(name)), name) for name in names]
+
+
 @pytest.fixture(scope="module", params=SWEEPS)
 def records(request: pytest.FixtureRequest) -> list[RunRecord]:
-    with zipfile.ZipFile(ROOT / "tests" / "records" / "sweeps.zip") as archive:
-        names = sorted(name for name in archive.namelist() if name.startswith(f"{request.param}/"))
-        return [parse(RunRecord, json.loads(archive.read(name)), name) for name in names]
+    return load(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +89,11 @@ def test_the_report_shows_the_table_twice_the_same(records: list[RunRecord]) -> 
     report = render_report(records)
     assert "### Retention against full tuning on all data" in report
     assert render_report(list(reversed(records))) == report
+
+
+def test_the_table_in_the_documents_is_that_of_the_records() -> None:
+    (group,) = compare(load("k-by-q"))
+    written = io.StringIO()
+    print_retention(Console(width=80, file=written), group)
+    text = "\n".join(line.rstrip() for line in written.getvalue().splitlines())
+    assert text in (ROOT / "docs" / "selection.md").read_text(encoding="utf-8")

@@ -44,7 +44,7 @@ def print_groups(console: Console, groups: list[Group]) -> None:
             "kept: share of full's gain; per FLOP: multiple of full; n: blocks.\n" + headline(group, escape),
             highlight=False,
         )
-        _print_retention(console, group)
+        print_retention(console, group)
 
 
 def _name(arm: str) -> str:
@@ -52,7 +52,8 @@ def _name(arm: str) -> str:
     return arm.replace(" selection=", " ").replace("flops_of=", "flops of ")
 
 
-def _print_retention(console: Console, group: Group) -> None:
+def print_retention(console: Console, group: Group) -> None:
+    """Print the retention table of a group that has one."""
     table = retention(group)
     if table is None:
         return
