@@ -23,7 +23,9 @@ def run(
     ],
     model: Annotated[str, typer.Option(help="Alias, folder, .gguf file or hub id@revision.")] = "",
     method: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "",
-    selection: Annotated[str, typer.Option(help="Which training examples are used.")] = "",
+    selection: Annotated[
+        str, typer.Option(help="Which training examples are used: all, random, influence, … (list selections).")
+    ] = "",
     blocks: Annotated[int, typer.Option(min=0, help="Repetitions with a seed each (default 3).")] = 0,
     set_: Annotated[list[str], typer.Option("--set", help="ROOM.KEY=VALUE, e.g. partial.k=0.05,0.1")] = [],  # noqa: B006
     search: Annotated[list[str], typer.Option(help="Rates to try: lr=1e-5,1e-4, or head.lr=0.03,0.1")] = [],  # noqa: B006

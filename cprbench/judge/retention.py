@@ -34,6 +34,8 @@ TOLERANCE = 0.05
 LEAST_ROWS = 3
 #: Methods whose k-set holds the most influential submodules, as eq. 35 asks.
 BY_INFLUENCE = ("full", "partial")
+#: Selections that keep the most influential examples, as eq. 35 asks.
+BY_J = ("influence", "predicted", "iterative", "cross")
 #: A band of percentiles of the score, as selections write it: "20..80".
 _BAND = re.compile(r"(\d+(?:\.\d+)?)\.\.(\d+(?:\.\d+)?)")
 
@@ -219,6 +221,8 @@ def _baselines(arms: Mapping[str, _Spec]) -> dict[tuple[str, Equal], list[str]]:
     for name in sorted(arms):
         for served in _served(name, arms):
             found[served].append(name)
+    for served, names in found.items():  # with the head warmed as the row warmed it, where there is such a one
+        found[served] = [name for name in names if arms[name].selection.settings.get("warm")] or names
     return dict(found)
 
 
@@ -344,7 +348,8 @@ def _eq35(record: RunRecord, k: float, q: float, t: _InfluenceNote | None) -> Fi
     """Return k^gamma * q^delta (paper B.5, eq. 35), of the most influential k and q; 1^x needs no fitted x."""
     if record.spec.method.name not in BY_INFLUENCE:
         return Figure.none("no eq. 35: its submodules are not the most influential ones")
-    if q != 1 and (record.spec.selection.name == "random" or record.spec.selection.settings.get("band")):
+    chosen = record.spec.selection
+    if q != 1 and (chosen.name not in BY_J or chosen.settings.get("band")):
         return Figure.none("no eq. 35: its examples are not the most influential ones")
     value = 1.0
     for share, name in ((k, "gamma"), (q, "delta")):

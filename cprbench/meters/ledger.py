@@ -76,7 +76,12 @@ def account(
     for key in spans:
         own = _by_quantity(r for r in fresh if (r.phase, r.attempt) == key)
         fresh.append(co2_reading(key, _scope(own, on_gpu)[0], carbon))
-    fresh = [*cached, *fresh]
+    # With the factors of this launch, whatever those were under which it was measured.
+    again = [r for r in cached if r.quantity != "co2_kg"]
+    for key in dict.fromkeys((r.phase, r.attempt) for r in again):
+        own = _by_quantity(r for r in again if (r.phase, r.attempt) == key)
+        again.append(co2_reading(key, _scope(own, on_gpu)[0], carbon))
+    fresh = [*again, *fresh]
     readings = [*earlier, *fresh]
     billed = _by_quantity(r for r in readings if r.phase == "billed")
     # A phase that did not take place took no time: that zero is measured.

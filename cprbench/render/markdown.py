@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from cprbench.judge.cpr import ArmResult, Figure, Group, compare
 from cprbench.judge.retention import retention
@@ -131,7 +132,7 @@ def _group(group: Group) -> list[str]:
             if arm.arm != "full"
         ],
     )
-    parts += _retention(group) + _blueprints(group.records) + _sources(group.records)
+    parts += _retention(group) + _predictors(group.records) + _published(group.records) + _sources(group.records)
     parts += _missing(group.records)
     if group.failures:
         parts += ["Runs that did not end well:", ""]
@@ -166,22 +167,45 @@ def _search(arm: ArmResult) -> str:
     return f"{arm.trials} trials, {seconds}" + (", best at the grid's edge" if arm.search_at_edge else "")
 
 
-def _blueprints(records: Sequence[RunRecord]) -> list[str]:
-    """Return what making the blueprints cost that these runs used: printed beside, billed to nobody here."""
+def _published(records: Sequence[RunRecord]) -> list[str]:
+    """Return what making the files cost that these runs used: printed beside, billed to nobody here."""
     lines = set()
     for record in records:
         used = record.notes.get("blueprint") if record.blueprint else None
         if isinstance(used, dict):
-            made = used.get("made") or {}
-            spent = [
-                f"{made[name]:.3g} {resource_title(name)}"
-                for name in RESOURCES
-                if isinstance(made.get(name), int | float)
-            ]
             model = escape(str(used.get("model_id")))
-            cost = ", ".join(spent) or "not measured"
-            lines.add(f"Blueprint {(record.blueprint or '')[:12]} of {model}: making it cost {cost}.")
+            lines.add(f"Blueprint {(record.blueprint or '')[:12]} of {model}: making it cost {_spent(used)}.")
+        chosen = record.notes.get("selection")
+        used = chosen.get("scores") if isinstance(chosen, dict) else None
+        if isinstance(used, dict):
+            name = escape(str(record.spec.selection.settings.get("scores_sha256"))[:12])
+            lines.add(f"Scores {name} of {escape(record.arm)}: making them cost {_spent(used)}.")
     return [*(f"{line} Not billed to these runs." for line in sorted(lines)), ""] if lines else []
+
+
+def _spent(used: Mapping[str, Any]) -> str:
+    made = used.get("made")
+    made = made if isinstance(made, dict) else {}
+    spent = [f"{made[n]:.3g} {resource_title(n)}" for n in RESOURCES if isinstance(made.get(n), int | float)]
+    return ", ".join(spent) or "not measured"
+
+
+def _predictors(records: Sequence[RunRecord]) -> list[str]:
+    """Return how good predictions of J were on held-out examples, beside the loss alone."""
+    lines = []
+    for record in sorted(records, key=lambda r: (r.arm, r.block)):
+        chosen = record.notes.get("selection")
+        told = chosen.get("predictor") if isinstance(chosen, dict) else None
+        if isinstance(told, dict):
+            own, loss, inside = (told.get(n) for n in ("spearman", "spearman_of_loss", "spearman_within_class"))
+            numbers = isinstance(own, int | float) and isinstance(loss, int | float)
+            worse = " The loss alone ranks better." if numbers and float(loss) > float(own) else ""
+            figures = ", ".join(
+                f"{name} {value:.3f}" if isinstance(value, int | float) else f"{name} not defined"
+                for name, value in (("overall", own), ("within classes", inside), ("the loss alone", loss))
+            )
+            lines.append(f"- {escape(record.arm)}, block {record.block}: {figures}.{worse}")
+    return ["Predicted J against J on held-out examples, Spearman:", "", *lines, ""] if lines else []
 
 
 def _sources(records: Sequence[RunRecord]) -> list[str]:

@@ -134,6 +134,7 @@ class Appraiser:
         assert found.norms is not None
         np.savez(
             part,
+            cells=np.array(list(self.loaded.partition.sizes)),
             ids=np.array([example.id for example in examples]),
             labels=np.array([example.reference for example in examples]),
             losses=found.losses,

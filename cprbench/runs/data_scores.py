@@ -45,13 +45,18 @@ def score(
     file that is there, StoreError where it cannot be written, and whatever the child met, as the same class.
     """
     surroundings = surroundings or Surroundings()
-    wanted = {"--max-examples": max_examples or 1, "--batch-size": batch_size, "--warmup-steps": warmup_steps + 1}
+    wanted = {
+        "--max-examples": 1 if max_examples is None else max_examples,
+        "--batch-size": batch_size,
+        "--warmup-steps": warmup_steps + 1,
+    }
     if wrong := [name for name, value in {**wanted, "--block": block + 1}.items() if value < 1]:
         raise SpecError(f"{wrong[0]} is too small: examples and batches of at least 1, steps and blocks of at least 0.")
     if precision not in ("auto", "fp32", "bf16"):
         raise SpecError(f"precision {precision!r}: auto, fp32 or bf16.")
     if out.exists():
         raise SpecError(f"{out} is there already. Name another file, or delete it.")
+    spec = load_task(task)
     shelf = Store(out.parent)
     shelf.open_for_writing()
     bench = open_bench(surroundings.metering)
@@ -61,7 +66,7 @@ def score(
         job = {
             "kind": "scores",
             "model": model,
-            "task": load_task(task).model_dump(mode="json"),
+            "task": spec.model_dump(mode="json"),
             "data": None if surroundings.data is None else str(surroundings.data),
             "offline": surroundings.offline,
             "max_examples": max_examples,
@@ -122,9 +127,12 @@ def _write(out: Path, parts: Path, info: Mapping[str, Any]) -> Any:
     from cprbench.adapt.selection.scores import ScoresInfo, Writer
     from cprbench.schema import parse
 
-    found = parse(ScoresInfo, info, str(out))
-    with Writer(out, list(found.sizes)) as writer:
-        for path in sorted(parts.glob("[0-9]*.npz")):
+    paths = sorted(parts.glob("[0-9]*.npz"))
+    with np.load(paths[0], allow_pickle=False) as rows:
+        cells: list[str] = rows["cells"].tolist()  # what crossed the channel is sorted by name, columns are not
+    found = parse(ScoresInfo, {**info, "sizes": {cell: info["sizes"][cell] for cell in cells}}, str(out))
+    with Writer(out, cells) as writer:
+        for path in paths:
             with np.load(path, allow_pickle=False) as rows:
                 writer.write(rows["ids"].tolist(), rows["labels"].tolist(), rows["losses"], rows["norms"])
         writer.close(found)

@@ -76,6 +76,7 @@ class Measuring:
             seed=self._session.spec.seed,
             sizes=self._session.loaded.partition.sizes,
             trained=prepared.trained_submodules,
+            warm=self.warm,
             measure=self.measure,
             input_means=lambda places: influence.input_means(self._session.loaded, [self._items[i] for i in places]),
             train=self.train,
@@ -97,6 +98,7 @@ class Measuring:
         trains = {name: p.requires_grad for name, p in session.loaded.model.named_parameters()}
         torch.manual_seed(stream_seed(session.spec.seed, "warm-up"))
         batches = session.planned(range(len(self._items)))[:steps]
+        session.seen += batches
         warm_head(*self._setting, batches, session.recipe, session.after_step("select", "head"))
         for name, parameter in session.loaded.model.named_parameters():  # the method may have said what trains
             parameter.requires_grad_(trains[name])
@@ -193,7 +195,7 @@ class Measuring:
         changed = hashlib.sha256()
         if session.steps_done:  # else the model is as its weights' hash and its seed say
             for parameter in session.loaded.model.parameters():
-                if parameter.requires_grad or id(parameter) not in self._cell_of:
+                if id(parameter) not in self._cell_of or (self._rounds and parameter.requires_grad):
                     changed.update(parameter.detach().float().cpu().numpy().tobytes())
         return sha256_of(
             {
@@ -225,9 +227,11 @@ class Measuring:
         epochs = math.ceil(steps * size / len(items))
         seed = stream_seed(session.spec.seed, f"iterative {self._rounds}")
         plan = training.plan_batches([item.length for item in items], size, epochs, seed)[:steps]
+        batches = [[items[i] for i in batch] for batch in plan]
+        session.seen += batches
         training.train(
             *self._setting,
-            [[items[i] for i in batch] for batch in plan],
+            batches,
             session.recipe,
             float(session.recipe.learning_rate or 0.0),
             session.after_step("select", "method"),

@@ -153,9 +153,10 @@ def _baselines(arm: Arm, method: str) -> list[Arm]:
         raise SpecError(
             f"arm {arm.label!r} uses all data: its baseline by lot is itself. Name another baseline_method."
         )
-    by_lot = build_selection("random", q) if q else arm.selection
+    warm = {"warm": True} if arm.selection.warms_head else {}  # so that nothing differs but the choice
+    by_lot = build_selection("random", {**q, **warm}) if q else arm.selection
     follows = selection_label(arm.selection).removeprefix("selection=") if same == arm.method else arm.label
-    billed = build_selection("random", {"flops_of": follows})
+    billed = build_selection("random", {"flops_of": follows, **warm})
     return [Arm(same, by_lot), Arm(same, billed, follows=arm.label)]
 
 
@@ -278,6 +279,8 @@ def _check_steps(found: Inspected, arm: Arm, recipe: TrainingSpec) -> None:
             f"choosing takes {before} of the run's {steps} steps ({kept} examples), so none is left to train. Lower "
             "select.warmup_steps, or train on more examples or epochs."
         )
+    if arm.follows is None and getattr(arm.selection, "flops_of", None):
+        raise SpecError("selection.flops_of is for suites (baselines = true). Give selection.flops as a number.")
     if arm.follows is not None and (why := supported(found.model.config)) is not None:
         raise TrainingError(f"there are no FLOPs to compare by: {why}. Leave out its baselines.")
 

@@ -188,10 +188,12 @@ class _Launcher:
         folder = self._shelf.begin(identity)
         attempt = earlier.attempts + 1 if earlier is not None else 1
         billed = list(earlier.readings) if earlier is not None else []
+        paid: set[str] = set(earlier.notes.get("scores", ())) if earlier is not None else set()
         for left in self._shelf.abandoned(folder):  # its parent died: what it cost is part of this run
-            if spent := self._readings_of(planned, left, attempt, bench):
+            if spent := self._readings_of(planned, left, attempt, bench, paid):
                 billed += spent
                 attempt += 1
+            paid |= score_cache.keys(left)
         self._observe(planned, {"event": "run"})
         job = {
             "kind": "run",
@@ -217,7 +219,7 @@ class _Launcher:
                 meters=bench.meters,
                 environment=bench.child_environment,
             )
-            record = self._record(planned, identity, folder, attempt, outcome, earlier, billed, bench)
+            record = self._record(planned, identity, folder, attempt, outcome, earlier, billed, bench, paid)
         except OSError as error:
             raise StoreError(
                 f"{folder}: cannot write ({error.strerror or error}). Free some space there or pass --out FOLDER. "
@@ -233,7 +235,7 @@ class _Launcher:
         self._observe(planned, {"event": "done", "record": record, "reused": False})
         return record
 
-    def _readings_of(self, planned: Planned, folder: Path, attempt: int, bench: Bench) -> list[Reading]:
+    def _readings_of(self, planned: Planned, folder: Path, attempt: int, bench: Bench, paid: set[str]) -> list[Reading]:
         """Return the readings of an attempt whose parent died before it could write a record."""
         samples = folder / store.SAMPLES
         if not samples.exists():
@@ -248,7 +250,7 @@ class _Launcher:
         }
         known = not isinstance(flops, str)
         root = self._shelf.root / score_cache.FOLDER
-        cached = score_cache.settle(root, folder, trace, attempt, flops_known=known, **allotted)
+        cached = score_cache.settle(root, folder, trace, attempt, flops_known=known, paid=paid, **allotted)
         return account(trace, flops, cached=cached, **allotted).readings
 
     def _record(
@@ -261,6 +263,7 @@ class _Launcher:
         earlier: RunRecord | None,
         billed: Sequence[Reading],
         bench: Bench,
+        paid: set[str],
     ) -> RunRecord:
         trace = Trace.load(folder / store.SAMPLES)
         result = outcome.result or {}
@@ -276,8 +279,9 @@ class _Launcher:
         }
         known = not isinstance(flops, str)
         root = self._shelf.root / score_cache.FOLDER
-        cached = score_cache.settle(root, folder, trace, attempt, flops_known=known, **allotted)
+        cached = score_cache.settle(root, folder, trace, attempt, flops_known=known, paid=paid, **allotted)
         bill = account(trace, flops, earlier=billed, cached=cached, **allotted)
+        scores = paid | score_cache.keys(folder)
         finish_history(folder / store.HISTORY, trace)
         empty = {"primary": planned.task.primary, "base": None, "final": None, "items": 0}
         return RunRecord(
@@ -311,7 +315,11 @@ class _Launcher:
             selection_sha256=result.get("selection_sha256"),
             batches_sha256=result.get("batches_sha256"),
             blueprint=planned.spec.method.settings.get("blueprint_sha256"),
-            notes={"learning_rate_from": planned.rate_from, **result.get("notes", {})},
+            notes={
+                "learning_rate_from": planned.rate_from,
+                **({"scores": sorted(scores)} if scores else {}),
+                **result.get("notes", {}),
+            },
         )
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
-from cprbench.errors import StoreError
 from cprbench.meters.flops import Flops
 from cprbench.meters.ledger import account
 from cprbench.meters.trace import Trace
@@ -47,9 +47,12 @@ class ScoreCache:
             readings = [Reading.model_validate(row) for row in json.loads((folder / _COST).read_text("utf-8"))]
             with np.load(folder / _VALUES, allow_pickle=False) as stored:
                 found = Measured(**{name: stored[name] for name in stored.files})
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile):
             return None
-        self._tell({"event": "used", "key": key})
+        if not readings:
+            return None
+        # With its cost: what this run is billed must not hang on a file that anybody may delete.
+        self._tell({"event": "used", "key": key, "readings": [r.model_dump(mode="json") for r in readings]})
         return found, readings
 
     def put(self, key: str, found: Measured, window: tuple[float, float], spent: Flops) -> None:
@@ -71,31 +74,42 @@ class ScoreCache:
 
 
 def settle(
-    root: Path, attempt_folder: Path, trace: Trace, attempt: int, *, flops_known: bool, **allotted: Any
+    root: Path,
+    attempt_folder: Path,
+    trace: Trace,
+    attempt: int,
+    *,
+    flops_known: bool,
+    paid: Collection[str] = (),
+    **allotted: Any,
 ) -> list[Reading]:
     """Write the cost of what an attempt measured, and return the readings of what it took from earlier runs.
 
-    `allotted`: cores, accelerators, carbon and flags, as for `account`. Raises StoreError where a cost that is to be
-    billed is not there any more.
+    `paid`: keys that earlier attempts of the same run measured or took already, which are in its bill. `allotted`:
+    cores, accelerators, carbon and flags, as for `account`.
     """
     readings: list[Reading] = []
+    done = set(paid)
     for row in _rows(attempt_folder / USED):
-        path = root / row["key"] / _COST
-        if row["event"] == "made":
-            counted = Flops(**row["flops"])
+        if row["event"] == "used" and row["key"] not in done:
+            readings += [_again(Reading.model_validate(r), attempt) for r in row["readings"]]
+        elif row["event"] == "made":
             own = trace.between(row["from"], row["to"])
+            counted = Flops(**row["flops"])
             flops = {("select", w.attempt): counted for w in own.windows()} if flops_known else "not counted"
             made = account(own, flops, **allotted).readings
-            part = path.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps([r.model_dump(mode="json") for r in made]), encoding="utf-8")
-            part.replace(path)
-            continue
-        try:
-            stored = [Reading.model_validate(r) for r in json.loads(path.read_text(encoding="utf-8"))]
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path}: the cost of scores that this run used cannot be read ({error}).") from error
-        readings += [_again(reading, attempt) for reading in stored]
+            if any(r.phase == "billed" and r.quantity == "seconds" and r.value for r in made):
+                path = root / row["key"] / _COST
+                part = path.with_suffix(f".{os.getpid()}")
+                part.write_text(json.dumps([r.model_dump(mode="json") for r in made]), encoding="utf-8")
+                part.replace(path)
+        done.add(row["key"])
     return readings
+
+
+def keys(attempt_folder: Path) -> set[str]:
+    """Return the keys of all scores that an attempt measured or took."""
+    return {row["key"] for row in _rows(attempt_folder / USED)}
 
 
 def _again(reading: Reading, attempt: int) -> Reading:

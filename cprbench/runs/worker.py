@@ -102,6 +102,7 @@ class Session:
         self.work = (self.folder / "work.jsonl").open("w", encoding="utf-8", buffering=1)
         self.spent = Flops()  # billed so far, what was taken over from earlier runs included
         self.steps_done = 0
+        self.seen: list[list[Any]] = []  # batches that were trained on while choosing
         self.steps: int | None = None  # of the whole run; None while only its selection can tell
 
     def run(self) -> dict[str, Any]:
@@ -151,13 +152,11 @@ class Session:
             self._tell_what_trains(prepared, labels)
             selected = selection.select(measuring.pool(prepared))
             self.batches = self._batches(selected, measuring)
+        id_of = {id(item): example.id for item, example in zip(self.items, chosen, strict=True)}
         chosen = tuple(chosen[i] for i in selected.places)
-        id_of = {id(self.items[i]): example.id for i, example in zip(selected.places, chosen, strict=True)}
-        batches_sha256 = hashlib.sha256(
-            "\n".join(" ".join(id_of[id(item)] for item in batch) for batch in self.batches).encode()
-        ).hexdigest()
-
         rest = self.batches[self.steps_done :]
+        trained_on = [[id_of[id(item)] for item in batch] for batch in (*self.seen, *rest)]
+        batches_sha256 = hashlib.sha256("\n".join(map(" ".join, trained_on)).encode()).hexdigest()
         _seed_everything(stream_seed(spec.seed, "dropout"))
         with channel.phase("train"):
             rate = float(recipe.learning_rate or 0.0)
@@ -198,6 +197,7 @@ class Session:
                 "precision": self.engine.precision,
                 "steps": len(self.batches),
                 "warmup_steps_of_head": self.steps_done - len(rest),
+                "examples_trained_on": len({i for batch in trained_on for i in batch}),
                 "truncated_examples": sum(i.truncated for i in (*self.items, *self.test_items)),
                 "labels": labels,
             },
@@ -221,6 +221,8 @@ class Session:
 
     def afford_steps(self, steps: int, what: str) -> None:
         """Raise TrainingError where so many more steps leave none to train."""
+        if self.steps == 0:
+            raise TrainingError("selection.flops pays for no step after what choosing costs. Raise it.")
         if self.steps is not None and self.steps_done + steps >= self.steps:
             raise TrainingError(
                 f"the run has {self.steps} steps and {what} takes {self.steps_done + steps} of them, so none is left "

@@ -36,26 +36,28 @@ def test_lists_of_a_selection_s_settings_make_an_arm_each_and_every_arm_has_two_
     assert arms == {
         "full selection=influence q=0.1": None,
         "full selection=influence q=0.3": None,
-        "full selection=random q=0.1": None,
-        "full selection=random q=0.3": None,
-        "full selection=random flops_of=influence q=0.1": "full selection=influence q=0.1",
-        "full selection=random flops_of=influence q=0.3": "full selection=influence q=0.3",
+        "full selection=random q=0.1 warm=true": None,
+        "full selection=random q=0.3 warm=true": None,
+        "full selection=random flops_of=influence q=0.1 warm=true": "full selection=influence q=0.1",
+        "full selection=random flops_of=influence q=0.3 warm=true": "full selection=influence q=0.3",
     }
 
 
 def test_a_baseline_that_serves_two_arms_or_is_an_arm_itself_runs_once() -> None:
-    drawn = ArmSpec(method="full", selection="random", selection_settings={"q": 0.3})
+    drawn = ArmSpec(method="full", selection="random", selection_settings={"q": 0.3, "warm": True})
     cross = ArmSpec(method="full", selection="cross", selection_settings={"q": 0.3}, baselines=True)
     labels = [arm.label for arm in arms_of([influence(q=0.3), cross, drawn])]
     assert (
-        labels.count("full selection=random q=0.3") == 1 == labels.count("full selection=random flops_of=cross q=0.3")
+        labels.count("full selection=random q=0.3 warm=true")
+        == 1
+        == labels.count("full selection=random flops_of=cross q=0.3 warm=true")
     )
     assert len(labels) == 5
 
 
 def test_the_baseline_of_a_band_draws_as_much_as_the_band_holds_and_guards_classes_alike() -> None:
     labels = [arm.label for arm in arms_of([influence(band="20..80", class_guard=True)])]
-    assert "full selection=random q=0.6 class_guard=true" in labels
+    assert "full selection=random q=0.6 class_guard=true warm=true" in labels
     assert "full selection=influence class_guard=true band=20..80" in labels
 
 
@@ -91,7 +93,7 @@ def test_a_bill_in_flops_is_refused_where_flops_cannot_be_counted() -> None:
 
 
 def test_a_share_that_keeps_nothing_is_refused_with_the_least_that_keeps_something() -> None:
-    with pytest.raises(SpecError, match=r"selection.q = 0.001 of 100 examples keeps none. The smallest q here is 0.01"):
+    with pytest.raises(SpecError, match=r"q = 0.001 of 100 examples keeps none. The smallest q here is 0.01"):
         plan(suite(), [counted(train=100)], arms_of([influence(q=0.001)]), settings={})
 
 
@@ -119,13 +121,13 @@ def test_cross_influence_of_a_method_that_trains_no_submodule_is_refused_with_th
 def test_a_search_leaves_followers_out_and_they_take_the_rate_of_what_they_follow() -> None:
     arms, found = arms_of([influence(q=0.5)]), [counted(train=400)]
     trials = plan_search(suite(), found, arms, settings={}, rates={"": [1e-4, 1e-3]})
-    assert {key[2] for key in trials} == {"full selection=influence q=0.5", "full selection=random q=0.5"}
+    assert {key[2] for key in trials} == {"full selection=influence q=0.5", "full selection=random q=0.5 warm=true"}
     key = ("tiny", "minilm", "full selection=influence q=0.5")
     search = Search(trials=2, runs=["a", "b"], learning_rates=[1e-4, 1e-3])
     runs = plan(suite(), found, arms, settings={}, searched={key: search}, chosen_rates={key: 1e-3})
     rates = {run.arm: (run.spec.training.learning_rate, run.rate_from) for run in runs}
-    assert rates["full selection=random flops_of=influence q=0.5"] == (1e-3, "searched")
-    assert rates["full selection=random q=0.5"][1] == "declared"
+    assert rates["full selection=random flops_of=influence q=0.5 warm=true"] == (1e-3, "searched")
+    assert rates["full selection=random q=0.5 warm=true"][1] == "declared"
 
 
 def test_settings_of_a_selection_are_read_from_the_command_line() -> None:

@@ -48,11 +48,11 @@ def test_a_run_trains_on_the_chosen_share_and_its_steps_shrink_with_it(records: 
     assert (quarter.notes["steps"], half.notes["steps"]) == (4, 8)
     assert quarter.spec.selection.settings["q"] == 0.25
     assert quarter.notes["selection"]["q_reached"] == 0.25
-    assert quarter.selection_sha256 != records["full selection=random q=0.25"].selection_sha256
+    assert quarter.selection_sha256 != records["full selection=random q=0.25 warm=true"].selection_sha256
 
 
 def test_choosing_is_billed_as_select_and_random_choice_is_not(records: Records) -> None:
-    chosen, drawn = records["full selection=influence q=0.25"], records["full selection=random q=0.25"]
+    chosen, drawn = records["full selection=influence q=0.25"], records["full selection=random q=0.25 warm=true"]
     assert (chosen.seconds["select"] or 0) > 0 and (chosen.gamma.flops or 0) > (drawn.gamma.flops or 0)
     assert drawn.seconds["select"] == 0
     parts = (chosen.seconds["select"] or 0) + (chosen.seconds["train"] or 0)
@@ -79,7 +79,7 @@ def test_scores_that_an_earlier_run_measured_are_billed_again(records: Records, 
 
 def test_a_run_that_meets_another_arm_s_bill_spends_as_much_within_a_step(records: Records) -> None:
     followed = records["full selection=influence q=0.25"]
-    follower = records["full selection=random flops_of=influence q=0.25"]
+    follower = records["full selection=random flops_of=influence q=0.25 warm=true"]
     assert follower.spec.selection.settings["flops"] == followed.gamma.flops
     assert followed.gamma.flops is not None and follower.gamma.flops is not None
     step = max(1, follower.gamma.flops // follower.notes["steps"])
@@ -104,4 +104,4 @@ def test_a_follower_of_an_arm_that_failed_is_not_run_and_named(tmp_path: Path, t
     failed = next(r for r in done.records if r.status == "failed")
     assert "held-out Spearman" in (failed.error or "") and "selection.floor" in (failed.error or "")
     assert (failed.seconds["select"] or 0) > 0 and failed.gamma.flops  # choosing failed, and was paid for
-    assert list(done.skipped) == [f"full selection=random flops_of={failed.arm.partition('=')[2]}, block 0"]
+    assert list(done.skipped) == [f"full selection=random flops_of={failed.arm.partition('=')[2]} warm=true, block 0"]

@@ -77,6 +77,7 @@ class Pool:
     seed: int
     sizes: Mapping[str, int] = field(default_factory=dict)  # submodule -> parameters, in partition order
     trained: Sequence[str] = ()  # submodules that the method trains
+    warm: Callable[[], None] = _unavailable  # the new head, once; `measure` does so before it takes gradients
     measure: Callable[..., Measured] = _unavailable  # (places, gradients=True, states=False)
     input_means: Callable[[Sequence[int]], NDArray[Any]] = _unavailable  # places -> mean input embeddings
     train: Callable[[Sequence[int], int], None] = _unavailable  # a few steps on these places

@@ -1,7 +1,8 @@
 """coreset: examples that cover the rest in embedding space, whatever their gradients (paper, B.4).
 
-k-center is farthest-first traversal (Gonzalez 1985), facility-location is stochastic greedy (Mirzasoleiman and others
-2015) on at most 2,000 of the points that are to be covered, so that both stay linear in the examples.
+k-center is farthest-first traversal (Gonzalez 1985): q n^2 distances, seconds at thousands of examples, an hour at
+10^5. facility-location is stochastic greedy (Mirzasoleiman and others 2015) on at most 2,000 of the points that are to
+be covered, which stays linear in the examples.
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ class Influence(Banded):
         from cprbench.adapt.selection import scores
 
         info = scores.read(self.scores).info
+        if target.sizes and dict(info.sizes) != dict(target.sizes):
+            raise SpecError(f"{self.scores}: its submodules are not those of {target.label}. Score its own examples.")
         for what, theirs, ours in (
             ("model", info.model.weights_sha256, target.weights_sha256),
             ("data", info.task.data_sha256, target.data_sha256),
@@ -68,8 +70,9 @@ def published(path: str, pool: Pool) -> tuple[Measured, dict[str, Any]]:
 
     found = scores.read(path)
     info, name = found.info, Path(path).name  # without its folder: a record names no path of this machine
-    if list(found.cells) != list(pool.sizes):
+    if set(found.cells) != set(pool.sizes):
         raise SpecError(f"{name} has the submodules {', '.join(found.cells[:5])}…, which are not this model's.")
+    columns = [found.cells.index(cell) for cell in pool.sizes]
     row = {example: i for i, example in enumerate(found.ids)}
     if lacking := [example for example in pool.ids if example not in row]:
         raise SpecError(
@@ -78,4 +81,4 @@ def published(path: str, pool: Pool) -> tuple[Measured, dict[str, Any]]:
         )
     rows = [row[example] for example in pool.ids]
     told = info.model_dump(include={"made", "block", "warmup_steps", "max_tokens", "precision"})
-    return Measured(found.losses[rows], found.norms[rows]), {"scores": told}
+    return Measured(found.losses[rows], found.norms[rows][:, columns].copy()), {"scores": told}

@@ -23,14 +23,24 @@ class Random(Top):
     """A share q, or with `flops` as much data as makes the whole run bill that many FLOPs, whatever q says.
 
     `flops_of`: the arm whose bill that is. Beyond all data at the recipe's epochs, epochs go on until it is spent.
+    `warm`: warm a new head first, as selections do that measure gradients, so that only the choice differs.
     """
 
     flops: float = 0.0
     flops_of: str = ""
+    warm: bool = False
 
     name: ClassVar[str] = "random"
-    warms_head: ClassVar[bool] = False
-    chooses: ClassVar[bool] = False
+
+    @property
+    def chooses(self) -> bool:
+        """Nothing is measured; a warm-up is billed like that of others."""
+        return self.warm
+
+    @property
+    def warms_head(self) -> bool:
+        """As asked."""
+        return self.warm
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -52,6 +62,8 @@ class Random(Top):
         """Return the first places of the block's own permutation."""
         if self.flops_of and not self.flops:
             raise SpecError(f"selection.flops_of = {self.flops_of!r}: that arm's bill is not known here.")
+        if self.warm:
+            pool.warm()
         order = list(range(len(pool)))
         random.Random(stream_seed(pool.seed, "random data")).shuffle(order)
         if not self.flops:

@@ -16,11 +16,11 @@ _BAND = re.compile(r"(\d+(?:\.\d+)?)\.\.(\d+(?:\.\d+)?)")
 def how_many(q: float, examples: int) -> int:
     """Return the whole examples in q * examples. Raises SpecError for q outside (0, 1] and for a q that keeps none."""
     if not 0 < q <= 1:
-        raise SpecError(f"selection.q = {q} is outside (0, 1]. q is the share of the training examples to keep.")
+        raise SpecError(f"q = {q} is outside (0, 1]. q is the share of the training examples to keep.")
     count = math.floor(q * examples * (1 + 1e-12))  # 0.29 of 100 is 29, whatever binary fractions say
     if count == 0:
         least = float(Context(prec=4, rounding=ROUND_CEILING).divide(1, max(1, examples)))  # 0.3333 of 3 would be none
-        raise SpecError(f"selection.q = {q} of {examples} examples keeps none. The smallest q here is {least:.4g}.")
+        raise SpecError(f"q = {q} of {examples} examples keeps none. The smallest q here is {least:.4g}.")
     return count
 
 
@@ -32,7 +32,7 @@ def parse_band(text: str) -> tuple[float, float]:
     match = _BAND.fullmatch(text)
     low, high = (float(match[1]) / 100, float(match[2]) / 100) if match else (1.0, 0.0)
     if not low < high <= 1:
-        raise SpecError(f"selection.band = {text!r}: write LOW..HIGH in percentiles of the score, for example 20..80.")
+        raise SpecError(f"band = {text!r}: write LOW..HIGH in percentiles of the score, for example 20..80.")
     return low, high
 
 
@@ -41,7 +41,7 @@ def how_many_in(band: str, examples: int) -> int:
     low, high = parse_band(band)
     count = round(high * examples) - round(low * examples)
     if count == 0:
-        raise SpecError(f"selection.band = {band!r} of {examples} examples keeps none. Widen it.")
+        raise SpecError(f"band = {band!r} of {examples} examples keeps none. Widen it.")
     return count
 
 

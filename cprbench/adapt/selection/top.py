@@ -31,7 +31,11 @@ class Top:
 
     name: ClassVar[str]
     label_settings: ClassVar[tuple[str, ...]] = ("q",)
-    chooses: ClassVar[bool] = True
+
+    @property
+    def chooses(self) -> bool:
+        """What is measured costs."""
+        return True
 
     def kept(self, examples: int) -> int | None:
         """Return the whole examples in q of them."""
