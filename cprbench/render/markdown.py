@@ -198,8 +198,9 @@ def _predictors(records: Sequence[RunRecord]) -> list[str]:
         told = chosen.get("predictor") if isinstance(chosen, dict) else None
         if isinstance(told, dict):
             own, loss, inside = (told.get(n) for n in ("spearman", "spearman_of_loss", "spearman_within_class"))
-            numbers = isinstance(own, int | float) and isinstance(loss, int | float)
-            worse = " The loss alone ranks better." if numbers and float(loss) > float(own) else ""
+            worse = ""
+            if isinstance(own, int | float) and isinstance(loss, int | float) and loss > own:
+                worse = " The loss alone ranks better."
             figures = ", ".join(
                 f"{name} {value:.3f}" if isinstance(value, int | float) else f"{name} not defined"
                 for name, value in (("overall", own), ("within classes", inside), ("the loss alone", loss))

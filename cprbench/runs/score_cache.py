@@ -45,7 +45,8 @@ class ScoreCache:
         folder = self._root / key
         try:
             readings = [Reading.model_validate(row) for row in json.loads((folder / _COST).read_text("utf-8"))]
-            with np.load(folder / _VALUES, allow_pickle=False) as stored:
+            # Opened here: numpy leaves a file open that turns out to be torn.
+            with (folder / _VALUES).open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 found = Measured(**{name: stored[name] for name in stored.files})
         except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile):
             return None
