@@ -7,7 +7,7 @@ quickstart: .venv/train.stamp  ## adapt MiniLM four ways and compare what each g
 	$(BIN)/cprbench run tasks/suites/quickstart.toml
 
 test: .venv/dev.stamp lint  ## lint, types and tests
-	$(BIN)/python -m pytest tests --ignore=tests/slow --ignore=tests/gpu
+	$(BIN)/python -m pytest tests --ignore=tests/slow --ignore=tests/gpu -n 2 --dist loadfile
 
 test-slow: .venv/dev.stamp  ## every test over 20 seconds
 	$(BIN)/python -m pytest tests/slow
