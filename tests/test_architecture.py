@@ -45,6 +45,7 @@ READING_SIDE = (
     "cprbench.blueprint.exchange",
     "cprbench.blueprint.drift",
     "cprbench.blueprint.merge",
+    "cprbench.blueprint.cross_influence",
     "cprbench.meters.flops",
     "cprbench.meters.ledger",
     "cprbench.runs.store",

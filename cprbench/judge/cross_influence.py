@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cprbench.blueprint import concentration, picking
+from cprbench.blueprint.cross_influence import Exponents, exponents, submodule_norms
 from cprbench.errors import MethodError, SpecError
 
 if TYPE_CHECKING:
@@ -31,29 +32,6 @@ class Spectrum:
     rank_90: int | None
     rank_99: int | None
     why: str | None = None
-
-
-@dataclass(frozen=True)
-class Exponents:
-    """gamma and delta of eq. 35, each with the R^2 of its fit; None where nothing can be fitted."""
-
-    gamma: float | None
-    gamma_r_squared: float | None
-    delta: float | None
-    delta_r_squared: float | None
-
-    @property
-    def why(self) -> str | None:
-        """Why eq. 35 predicts nothing; None where both fits describe their curves."""
-        for name, value, fit in (
-            ("gamma", self.gamma, self.gamma_r_squared),
-            ("delta", self.delta, self.delta_r_squared),
-        ):
-            if value is None or fit is None:
-                return f"{name} cannot be fitted"
-            if fit < concentration.POOR_FIT:
-                return f"{name} fits poorly (R^2 {fit:.2f})"
-        return None
 
 
 @dataclass(frozen=True)
@@ -170,22 +148,6 @@ def retained(table: NDArray[Any], rows: Sequence[int], columns: Sequence[int], p
     return float(powers[np.ix_(sorted(rows), sorted(columns))].sum() / powers.sum())
 
 
-def exponents(table: NDArray[Any], sizes: Mapping[str, int]) -> Exponents:
-    """Return gamma and delta of eq. 35, both fitted to shares of the sum of T.
-
-    gamma: to the share that whole submodules hold against their share of parameters, densest first, as a blueprint's
-    gamma_fit is; a submodule's norm is the root of its mean T^2. delta: to the share that examples hold, by the sum
-    of their column.
-    """
-    import numpy as np
-
-    mass = dict(zip(sizes, np.sqrt(table.sum(axis=1)).tolist(), strict=True))  # pick_curve squares it
-    ranked = picking.rank(_norms(table, sizes), sizes, "density")
-    gamma = concentration.fit_exponent(concentration.pick_curve(ranked, mass, sizes))
-    delta = concentration.fit_exponent(concentration.mass_curve(table.sum(axis=0)))
-    return Exponents(*gamma, *delta)
-
-
 def grid(
     table: NDArray[Any], sizes: Mapping[str, int], ks: Sequence[float], kept: Mapping[float, Sequence[int]]
 ) -> list[Retention]:
@@ -233,13 +195,6 @@ def _sum(table: NDArray[Any]) -> float:
     return float(table.sum())
 
 
-def _norms(table: NDArray[Any], sizes: Mapping[str, int]) -> dict[str, float]:
-    import numpy as np
-
-    largest = float(table.max(initial=0.0)) or 1.0  # the squares of 1e-200 would all be 0
-    return dict(zip(sizes, (largest * np.sqrt(np.square(table / largest).mean(axis=1))).tolist(), strict=True))
-
-
 def _by_block(table: NDArray[Any], block_of: NDArray[Any], count: int) -> NDArray[Any]:
     import numpy as np
 
@@ -252,6 +207,6 @@ def _picked(table: NDArray[Any], sizes: Mapping[str, int], k: float) -> tuple[pi
     if not 0 < k < 1:
         raise MethodError(f"k = {k} is outside (0, 1]. k is the share of all parameters to train.")
     try:
-        return picking.pick(_norms(table, sizes), sizes, sum(sizes.values()), k), None
+        return picking.pick(submodule_norms(table, sizes), sizes, sum(sizes.values()), k), None
     except MethodError as error:
         return None, str(error)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from cprbench.blueprint.concentration import predicted_retention
+from cprbench.blueprint.cross_influence import exponents
 from cprbench.errors import MethodError, SpecError
 from cprbench.judge.cross_influence import (
     ZERO,
     analyse,
     blocks,
-    exponents,
     grid,
     retained,
     spectrum,

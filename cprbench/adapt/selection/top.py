@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cprbench.adapt.selection import Measured, Pool, Selected
 from cprbench.adapt.selection.ranking import how_many, how_many_in, keep
-from cprbench.blueprint.concentration import fit_exponent, mass_curve, pick_curve
-from cprbench.blueprint.picking import rank
+from cprbench.blueprint.cross_influence import exponents
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,29 +86,16 @@ def told(pool: Pool, places: Sequence[int], q: float | None) -> dict[str, Any]:
 
 
 def cross_influence(pool: Pool, norms: NDArray[Any], places: Sequence[int]) -> dict[str, Any]:
-    """Return T (examples x submodules) summed over all and over the kept examples, and eq. 35's exponents.
-
-    gamma: of the share of sum T that whole submodules hold, in order of their norm per parameter;
-    delta: of the share that the examples of largest sum hold. Each with R^2.
-    """
-    cells, picked = list(pool.sizes), norms[list(places)]
-    sums, squares = norms.sum(0), (norms**2).sum(0)
-    by_cell = dict(zip(cells, sums.tolist(), strict=True))
-    norms_of = {c: float(s) ** 0.5 for c, s in zip(cells, squares, strict=True)}
-    order = rank(norms_of, pool.sizes, "density")  # as in blueprints: what holds most per parameter first
-    curve = pick_curve(order, {cell: value**0.5 for cell, value in by_cell.items()}, pool.sizes)
-    gamma, delta = fit_exponent(curve), fit_exponent(mass_curve(norms.sum(1)))
-    return {
-        "examples": len(norms),
-        "sums": by_cell,
-        "squares": dict(zip(cells, squares.tolist(), strict=True)),
-        "selected_sums": dict(zip(cells, picked.sum(0).tolist(), strict=True)),
-        "selected_squares": dict(zip(cells, (picked**2).sum(0).tolist(), strict=True)),
-        "gamma": gamma[0],
-        "gamma_r_squared": gamma[1],
-        "delta": delta[0],
-        "delta_r_squared": delta[1],
+    """Return T (examples x submodules) summed over all and over the kept examples, and eq. 35's exponents."""
+    picked = norms[list(places)]
+    columns = {
+        "sums": norms.sum(0),
+        "squares": (norms**2).sum(0),
+        "selected_sums": picked.sum(0),
+        "selected_squares": (picked**2).sum(0),
     }
+    by_cell = {name: dict(zip(pool.sizes, values.tolist(), strict=True)) for name, values in columns.items()}
+    return {"examples": len(norms), **by_cell, **asdict(exponents(norms.T, pool.sizes))}
 
 
 def with_cross_influence(pool: Pool, measured: Measured, selected: Selected) -> Selected:
