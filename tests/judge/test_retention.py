@@ -250,6 +250,8 @@ def test_one_to_any_power_is_one_so_no_fit_is_needed() -> None:
 def test_eq_35_is_of_the_most_influential_sets_only() -> None:
     examples = Figure(None, "no eq. 35: its examples are not the most influential ones")
     assert row_of(PICKED, *sweep(band="20..80")).predicted["eq35"] == examples
+    covering = "partial k=0.15 selection=coreset q=0.2"
+    assert row_of(covering, *sweep(), run(covering, 0.7, q=0.2)).predicted["eq35"] == examples
     by_lot = "partial k=0.15 selection=random q=0.2"
     assert row_of(by_lot, *sweep(), run(by_lot, 0.7, q=0.2)).predicted["eq35"] == examples
     submodules = Figure(None, "no eq. 35: its submodules are not the most influential ones")

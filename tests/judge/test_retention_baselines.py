@@ -38,6 +38,20 @@ def test_one_arm_is_the_equal_q_baseline_of_every_selection_of_as_much() -> None
         assert table[arm].random["flops"].kept == NONE_AT_FLOPS  # that bill is another arm's
 
 
+def test_of_two_draws_the_one_whose_head_was_warmed_as_the_row_s_was_is_the_baseline() -> None:
+    warmed = f"{AT_Q} warm=true"
+    records = [*references(), *both(PICKED, q=0.3), *both(AT_Q, q=0.3)]
+    assert row_of(PICKED, *records).random["q"].kept.value == pytest.approx(0.22 / 0.44)
+    more = both(warmed, 0.75, 0.79, q=0.3)
+    more = [r.model_copy(update={"spec": _warm(r.spec)}) for r in more]
+    assert row_of(PICKED, *records, *more).random["q"].kept.value == pytest.approx(0.32 / 0.44)
+
+
+def _warm(spec: Any) -> Any:
+    selection = spec.selection.model_copy(update={"settings": {**spec.selection.settings, "warm": True}})
+    return spec.model_copy(update={"selection": selection})
+
+
 @pytest.mark.parametrize(
     "arm",
     [

@@ -259,6 +259,17 @@ def test_without_any_meter_energy_and_carbon_are_reasons_and_never_zero() -> Non
         assert all(r.value is None and r.why_missing for r in energies)
 
 
+def test_what_another_run_measured_is_billed_with_this_launch_s_carbon() -> None:
+    trace = trace_of(rapl_package_energy_joules=lambda t: 40 * t)
+    elsewhere = on_cpu(trace, carbon=None).readings  # whose carbon was never known
+    found = on_cpu(trace, carbon=FRANCE, cached=elsewhere)
+    alone = on_cpu(trace, carbon=FRANCE)
+    assert alone.gamma.energy_kwh and alone.gamma.co2_kg
+    assert found.gamma.energy_kwh == pytest.approx(2 * alone.gamma.energy_kwh)
+    assert found.gamma.co2_kg == pytest.approx(2 * alone.gamma.co2_kg)
+    assert found.seconds["billed_last_attempt"] == pytest.approx(2 * (alone.seconds["billed"] or 0))
+
+
 def test_without_a_country_carbon_is_a_reason_even_where_energy_was_measured() -> None:
     found = on_cpu(trace_of(rapl_package_energy_joules=lambda t: 40 * t))
     assert found.gamma.energy_kwh is not None

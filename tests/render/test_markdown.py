@@ -290,3 +290,23 @@ def test_an_arm_that_trains_fully_on_chosen_data_has_its_multiple_and_a_sweep_s_
     answer = next(line for line in report.splitlines() if line.startswith("Of 7 arms"))
     assert "full selection=random q=0.7 keeps 70 % of full's gain (0.87x full's gain per FLOP)." in answer
     assert answer.count("keeps") == 1  # here one arm is both
+
+
+def test_predictors_stand_on_the_page_beside_the_loss_alone_and_published_scores_with_their_cost() -> None:
+    def chosen(block: int, own: float | None) -> RunRecord:
+        told = {"spearman": own, "spearman_within_class": None, "spearman_of_loss": 0.8, "measured": 64}
+        return make_record(arm="full selection=predicted q=0.3", block=block, notes={"selection": {"predictor": told}})
+
+    report = render_report([chosen(0, 0.9), chosen(1, 0.7), chosen(2, None)])
+    lines = [line for line in report.splitlines() if line.startswith("- full selection=predicted")]
+    assert lines == [
+        "- full selection=predicted q=0.3, block 0: overall 0.900, within classes not defined, the loss alone 0.800.",
+        "- full selection=predicted q=0.3, block 1: overall 0.700, within classes not defined, the loss alone 0.800. "
+        "The loss alone ranks better.",
+        "- full selection=predicted q=0.3, block 2: overall not defined, within classes not defined, the loss alone "
+        "0.800.",
+    ]
+    assert "held-out" not in render_report([make_record()])
+    scores = {"made": {"flops": 2.5e12, "core_hours": None}, "block": 0}
+    published = make_record(arm="full selection=influence q=0.3", notes={"selection": {"scores": scores}})
+    assert "making them cost 2.5e+12 FLOPs. Not billed to these runs." in render_report([published])

@@ -55,6 +55,7 @@ def test_a_run_trains_on_the_chosen_share_and_its_steps_shrink_with_it(records: 
     quarter, half = records["full selection=influence q=0.25"], records["full selection=influence q=0.5"]
     assert (quarter.selected_examples, half.selected_examples) == (16, 32)
     assert (quarter.notes["steps"], half.notes["steps"]) == (4, 8)
+    assert (quarter.notes["examples_trained_on"], half.notes["examples_trained_on"]) == (16, 32)
     assert quarter.spec.selection.settings["q"] == 0.25
     assert quarter.notes["selection"]["q_reached"] == 0.25
     assert quarter.selection_sha256 != records["full selection=random q=0.25 warm=true"].selection_sha256

@@ -50,6 +50,13 @@ def test_every_selection_trains_on_its_share_with_one_warm_up(every: Done) -> No
         assert record.psi.final is not None
 
 
+def test_a_run_tells_how_many_examples_it_has_seen_beside_those_it_kept(every: Done) -> None:
+    seen = {r.arm: (r.notes["examples_trained_on"], r.batches_sha256) for r in every.records}
+    warmed, whole = seen["partial k=0.15 selection=influence q=0.5"], seen["partial k=0.15"]
+    assert 32 <= warmed[0] <= 32 + 16 and whole[0] == 64  # two batches of eight warmed the head
+    assert len({digest for _, digest in seen.values()}) > 5
+
+
 def test_parameters_are_picked_alike_whichever_examples_are_chosen(every: Done) -> None:
     picks = {
         tuple(r.trained_submodules)
