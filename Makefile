@@ -21,6 +21,8 @@ bench: .venv/dev.stamp  ## measurements of cprbench itself
 	$(BIN)/python -m benchmarks.gradients
 	$(BIN)/python -m benchmarks.watching
 	$(BIN)/python -m benchmarks.selection
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.partial
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -49,6 +49,10 @@ class TrainingSpec(Frozen):
     eval_items: Annotated[int, Field(ge=1)] | None = None
     validations: Count = 4  # evaluations on the validation split, evenly spaced over the steps
     validation_items: Annotated[int, Field(ge=1)] = 200
+    gradient_checkpointing: bool = False
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    compile: bool = False  # by torch.compile, the backbone alone, while it trains
+    cache_prefix: Literal["auto", "memory", "disk", "off"] = "auto"  # keep what the frozen layers below give
     select_warmup_steps: Count = 50
     select_batches: Annotated[int, Field(ge=1)] = 16
     select_batch_size: Annotated[int, Field(ge=1)] = 32
@@ -150,6 +154,11 @@ class Choice(Frozen):
     settings: dict[str, Scalar] = {}
 
 
+#: What runs did before the recipe had these settings: records without them are read as saying so, and a run that says
+#: so has the id that it had.
+RECIPE_BEFORE = {"gradient_checkpointing": False, "optimizer": "adamw", "compile": False, "cache_prefix": "off"}
+
+
 class RunSpec(Frozen):
     """Everything that can change a result, defaults resolved."""
 
@@ -159,6 +168,11 @@ class RunSpec(Frozen):
     selection: Choice
     seed: Count
     training: TrainingSpec
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _as_it_was(cls, training: Any) -> Any:
+        return RECIPE_BEFORE | training if isinstance(training, dict) else training
 
 
 class ExternalTask(Frozen):

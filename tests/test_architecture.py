@@ -31,6 +31,7 @@ MAY_IMPORT = {
 READING_SIDE = (
     "cprbench.spec",
     "cprbench.tasks",
+    "cprbench.adapt.configs",
     "cprbench.adapt.data",
     "cprbench.adapt.scoring",
     "cprbench.adapt.methods",
@@ -46,8 +47,11 @@ READING_SIDE = (
     "cprbench.blueprint.drift",
     "cprbench.blueprint.merge",
     "cprbench.blueprint.cross_influence",
+    "cprbench.meters.boards",
     "cprbench.meters.flops",
+    "cprbench.meters.footprint",
     "cprbench.meters.ledger",
+    "cprbench.runs.forecast",
     "cprbench.runs.store",
     "cprbench.runs.planner",
     "cprbench.judge.cpr",
@@ -55,6 +59,7 @@ READING_SIDE = (
     "cprbench.judge.cross_influence",
     "cprbench.render.cross_influence",
     "cprbench.render.markdown",
+    "cprbench.render.plan",
     "cprbench.cli",
 )
 

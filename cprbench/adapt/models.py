@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import nn
 
+from cprbench.adapt import four_bit as packing
 from cprbench.adapt.checkpoints import Checkpoint, Kind
 from cprbench.errors import ModelError
 from cprbench.spec import stream_seed
@@ -51,15 +52,21 @@ class LoadedModel:
             parameter.requires_grad_(name in names)
 
 
-def load(checkpoint: Checkpoint, labels: int | None, seed: int, attention: str) -> LoadedModel:
+def load(
+    checkpoint: Checkpoint, labels: int | None, seed: int, attention: str, *, four_bit: bool = False
+) -> LoadedModel:
     """Return the model in float32, its new head drawn from the block's own "head init" stream.
 
-    `labels`: number of choices for an encoder's classification head, None for a causal model.
+    `labels`: number of choices for an encoder's classification head, None for a causal model. `four_bit`: the weights
+    of its linears are packed into 4 bits (four_bit.py); its partition and N stay those of the unpacked model.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.manual_seed(seed)
-    options = {"dtype": torch.float32, "attn_implementation": attention, "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": attention, "use_safetensors": True}
+    unpacked = empty_partition(checkpoint, labels) if four_bit else None
+    if unpacked is not None:
+        options |= packing.options(sorted({name.rpartition(".")[0] for name in unpacked.new_head}))
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -77,7 +84,9 @@ def load(checkpoint: Checkpoint, labels: int | None, seed: int, attention: str) 
     if checkpoint.kind == "causal" and new_head:
         raise ModelError(f"{checkpoint.source}: the checkpoint lacks {', '.join(new_head[:5])}.")
     _draw(model, new_head, stream_seed(seed, "head init"))
-    return LoadedModel(model, tokenizer, checkpoint.kind, partition(model, new_head), labels)
+    if unpacked is not None:
+        packing.make_ready(model)
+    return LoadedModel(model, tokenizer, checkpoint.kind, unpacked or partition(model, new_head), labels)
 
 
 def _draw(model: nn.Module, names: Sequence[str], seed: int) -> None:
@@ -149,14 +158,49 @@ def _position(cell: str) -> tuple[int, int, str]:
     return (int(index), 0 if kind == "attn" else 1, cell)
 
 
-def trained_cells(loaded: LoadedModel) -> tuple[str, ...]:
-    """Return the submodules that hold a tensor with requires_grad, adapters included, in order."""
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of a live model, from the input upwards."""
+    stack: Any = model.get_submodule(_layer_prefix(model).removesuffix("."))
+    return list(stack)
+
+
+def stack_holder(model: nn.Module) -> nn.Module:
+    """Return the module that holds the list of layers."""
+    return model.get_submodule(_layer_prefix(model).removesuffix(".").rpartition(".")[0])
+
+
+def first_trained_layer(loaded: LoadedModel) -> int:
+    """Return the first layer that the backward pass reaches: their number where nothing but what follows them trains.
+
+    0 where the input tables train, and where something outside the layers trains that is not known to follow them.
+    """
     layers = _layer_prefix(loaded.model)
-    cell_of = {name: cell for cell, names in loaded.partition.parameters.items() for name in names}
-    found = set()
+    above = {*loaded.partition.parameters.get("head", ()), *loaded.partition.new_head}
+    first = len(layers_of(loaded.model))
     for name, parameter in loaded.model.named_parameters():
-        if parameter.requires_grad and name not in loaded.partition.new_head:
-            found.add(cell_of.get(name) or _cell(name, layers, set(), loaded.model))
+        if parameter.requires_grad and name not in above:
+            inside = name.removeprefix(layers).partition(".")[0] if name.startswith(layers) else "0"
+            first = min(first, int(inside))
+    return first
+
+
+def trained_cells(loaded: LoadedModel) -> tuple[str, ...]:
+    """Return the submodules that hold a tensor with requires_grad, adapters included, in order.
+
+    An adapter belongs to the submodule whose module it wraps; what all submodules share belongs to none.
+    """
+    cells = loaded.partition.parameters
+    holder = {name.rpartition(".")[0]: cell for cell, names in cells.items() for name in names}
+    own = {name: cell for cell, names in cells.items() for name in names}
+    found = set()
+    for name, parameter in loaded.model.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad or name in loaded.partition.new_head:
+            continue
+        cell, module = own.get(name), name.rpartition(".")[0]
+        while cell is None and module:
+            cell, module = holder.get(module), module.rpartition(".")[0]
+        if cell is not None:
+            found.add(cell)
     return tuple(sorted(found, key=_position))
 
 

@@ -54,6 +54,17 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Work:
+    """A pass of a step: what it computed on and between which layers (meters.flops.Pass has the same fields)."""
+
+    shape: Shape
+    backward: bool = True
+    first_layer: int = 0
+    last_layer: int | None = None
+    recompute: bool = False
+
+
+@dataclass(frozen=True)
 class Objective(ABC):
     """A model kind's way to read items. Losses are means over examples of each example's own NLL."""
 

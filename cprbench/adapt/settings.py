@@ -49,7 +49,13 @@ def label(made: Any) -> str:
         for key, value in settings_of(made).items()
         if (key in made.label_settings or value != defaults[key]) and key not in getattr(made, "unused", ())
     }
-    return " ".join([made.name, *(f"{k}={Path(v).stem if k in files else _short(v)}" for k, v in shown.items())])
+    return " ".join([made.name, *(f"{k}={_file(v) if k in files else _short(v)}" for k, v in shown.items())])
+
+
+def _file(path: str) -> str:
+    """Return what tells a file from others of its kind: of peft's configs, which are all called alike, the folder."""
+    whole = Path(path)
+    return whole.resolve().parent.name if whole.name == "adapter_config.json" else whole.stem
 
 
 def _short(value: Any) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
-from cprbench.adapt.models import LoadedModel
-from cprbench.adapt.objectives import Item, Objective, Shape
+from cprbench.adapt.devices import Engine
+from cprbench.adapt.models import LoadedModel, first_trained_layer, layers_of, stack_holder
+from cprbench.adapt.objectives import Item, Objective, Shape, Work
+from cprbench.adapt.prefix import CachePlan, Prefix
+from cprbench.adapt.schedule import Schedule, Share
 from cprbench.errors import TrainingError
 from cprbench.spec import TrainingSpec, stream_seed
 
@@ -21,33 +23,8 @@ from cprbench.spec import TrainingSpec, stream_seed
 _BATCHES_PER_BUCKET = 50
 
 
-@dataclass(frozen=True)
-class Engine:
-    """Device and precision, the same for all arms (accelerate decides what this machine has)."""
-
-    accelerator: Accelerator
-    precision: str
-
-    @classmethod
-    def start(cls, precision: str, *, bf16_is_fast: bool) -> Engine:
-        """Return an engine; precision "auto" is bf16 where the hardware multiplies it natively, else fp32."""
-        on_gpu = torch.cuda.is_available()
-        if precision == "auto":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else bf16_is_fast
-            precision = "bf16" if fast else "fp32"
-        accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if precision == "bf16" else "no")
-        return cls(accelerator, precision)
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which models run."""
-        device: torch.device = self.accelerator.device
-        return device
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context in which forward passes run."""
-        context: AbstractContextManager[Any] = self.accelerator.autocast()
-        return context
+#: after_step(step, loss, passes of all processes): a step was taken.
+AfterStep = Callable[[int, float, Sequence[Work]], None]
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, epochs: int, seed: int) -> list[list[int]]:
@@ -68,17 +45,29 @@ def plan_batches(lengths: Sequence[int], batch_size: int, epochs: int, seed: int
     return batches
 
 
-def set_modes(module: nn.Module) -> None:
+def set_modes(model: nn.Module) -> None:
     """Put modules that hold training tensors in train mode and frozen ones in eval mode (DESIGN rule 4).
 
-    Modules without parameters, dropout among them, follow the module that holds them.
+    Modules without parameters, dropout among them, follow the module that holds them; those that stand between the
+    input tables and the layers (GPT-2's dropout) follow the tables.
     """
+    _set_modes(model)
+    tables = False
+    for child in stack_holder(model).children():
+        if isinstance(child, nn.ModuleList):
+            break
+        tables |= any(parameter.requires_grad for parameter in child.parameters())
+        if next(child.parameters(), None) is None:
+            child.train(tables)
+
+
+def _set_modes(module: nn.Module) -> None:
     module.training = any(parameter.requires_grad for parameter in module.parameters())
     for child in module.children():
         if next(child.parameters(), None) is None:
             child.train(module.training)
         else:
-            set_modes(child)
+            _set_modes(child)
 
 
 def build_optimizer(model: nn.Module, recipe: TrainingSpec, learning_rate: float) -> torch.optim.Optimizer:
@@ -88,7 +77,13 @@ def build_optimizer(model: nn.Module, recipe: TrainingSpec, learning_rate: float
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, fused=True)
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "adamw8bit":
+        import bitsandbytes
+
+        eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=learning_rate)
+        return eight_bit
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
 def learning_rate_scale(step: int, steps: int, warmup_fraction: float) -> float:
@@ -106,60 +101,114 @@ def train(
     batches: Sequence[Sequence[Item]],
     recipe: TrainingSpec,
     learning_rate: float,
-    after_step: Callable[[int, float, Shape], None],
+    after_step: AfterStep,
     *,
     constant_rate: bool = False,
+    cache: CachePlan | None = None,
+    folder: Path | None = None,
 ) -> int:
     """Train on `batches`, one step each; return the bytes of the optimizer's state.
 
-    `after_step(step, loss, shape)` is called after every step, counted from 1. Raises TrainingError when there is
-    nothing to train or when the loss is not a number.
+    `after_step(step, loss, passes of all processes)` is called after every step, counted from 1. `cache`: what to keep
+    of the frozen layers (prefix.plan_cache), on disk in `folder`. Raises TrainingError when there is nothing to train
+    or when the loss is not a number.
     """
     trained = [p for p in loaded.model.parameters() if p.requires_grad]
     if not trained:
         raise TrainingError("no tensor requires grad: the method left nothing to train.")
+    cache = cache or CachePlan.off()
     optimizer = build_optimizer(loaded.model, recipe, learning_rate)
     set_modes(loaded.model)
-    for step, batch in enumerate(batches):
-        scale = 1.0 if constant_rate else learning_rate_scale(step, len(batches), recipe.warmup_fraction)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * scale
-        with engine.autocast():
-            loss, shape = objective.loss(batch)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {step + 1} of {len(batches)} (learning rate {learning_rate:g}). "
-                "Lower the learning rate (--set training.learning_rate=…), or use precision fp32."
-            )
-        engine.accelerator.backward(loss)
-        engine.accelerator.clip_grad_norm_(trained, recipe.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        after_step(step + 1, value, shape)
+    schedule = schedule_of(loaded, objective, recipe, cache, engine.processes)
+    if recipe.gradient_checkpointing:
+        checkpoint_layers(loaded)
+    losses_of = engine.in_step(objective)
+    with Prefix(loaded, objective, cache, folder or Path()) as prefix:
+        for step, batch in enumerate(batches):
+            scale = 1.0 if constant_rate else learning_rate_scale(step, len(batches), recipe.warmup_fraction)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * scale
+            shares = schedule.shares(batch)
+            mine = shares[engine.rank]
+            with engine.autocast(), _resumed(prefix, mine, cache):
+                total = losses_of(mine.items).sum() * (not mine.idle)
+            # Gradients are averaged over processes, the loss over examples.
+            engine.accelerator.backward(total * (engine.processes / len(batch)))
+            value = engine.sum(total.detach()) / len(batch)
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss is {value} at step {step + 1} of {len(batches)} (learning rate {learning_rate:g}). "
+                    "Lower the learning rate (--set training.learning_rate=…), or use precision fp32."
+                )
+            clip(trained, recipe.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            after_step(step + 1, value, [work for share in shares for work in schedule.work(share)])
+    if engine.processes > 1:
+        engine.accelerator.free_memory()  # it would hold on to the wrapped model, whose hooks then run in later steps
     return state_bytes(optimizer)
 
 
+def schedule_of(
+    loaded: LoadedModel, objective: Objective, recipe: TrainingSpec, cache: CachePlan, processes: int
+) -> Schedule:
+    """Return how `train` deals out batches, with what trains as it is now."""
+    first = first_trained_layer(loaded) if recipe.gradient_checkpointing else None
+    layers = len(layers_of(loaded.model))
+    return Schedule(objective, cache, layers=layers, recompute_from=first, processes=processes)
+
+
+def _resumed(prefix: Prefix, share: Share, cache: CachePlan) -> AbstractContextManager[None]:
+    if cache.mode == "off" or share.idle:
+        return nullcontext()
+    return prefix.resumed(prefix.states(share.items, share.fresh, share.keep))
+
+
+def checkpoint_layers(loaded: LoadedModel) -> None:
+    """Let every layer that the backward pass reaches forget its activations and compute them again when needed.
+
+    Layers below keep none as it is. Frozen layers above stay without dropout: only the layer itself, which has none of
+    its own, is put in train mode.
+    """
+    model: Any = loaded.model
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model.disable_input_require_grads()  # else every layer has a backward pass, whatever trains
+    for layer in layers_of(model)[first_trained_layer(loaded) :]:
+        layer.training = True
+
+
+def clip(parameters: Sequence[nn.Parameter], limit: float) -> None:
+    """Scale gradients to a joint L2 norm of at most `limit`; those within it are left alone, which saves a pass."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if norm > limit:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+
+
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Return the bytes of all tensors in an optimizer's state."""
-    tensors = (v for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v))
+    """Return the bytes of an optimizer's moments: for AdamW 2 x 4 per trained parameter. Step counters are left out."""
+    tensors = (v for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v) and v.ndim)
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
 @torch.no_grad()
 def score(
-    loaded: LoadedModel, objective: Objective, items: Sequence[Item], batch_size: int
+    loaded: LoadedModel,
+    objective: Objective,
+    items: Sequence[Item],
+    batch_size: int,
+    turns: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[list[tuple[int, list[float]]], Shape]]:
     """Yield, batch by batch, (index of item, log-likelihood of each choice) and the shape of the pass.
 
-    Items are taken in order of length and scored in float32. The model is in eval mode meanwhile and back in its own
-    modes afterwards.
+    Items are taken in order of length and scored in float32. `turns`: (which, of how many) processes this is. The
+    model is in eval mode meanwhile and back in its own modes afterwards.
     """
     modes = {name: module.training for name, module in loaded.model.named_modules()}
     loaded.model.eval()
     try:
         order = sorted(range(len(items)), key=lambda i: items[i].length)
-        for start in range(0, len(order), batch_size):
+        for start in range(turns[0] * batch_size, len(order), turns[1] * batch_size):
             chosen = order[start : start + batch_size]
             # Never in bf16: rounded logits tie, and an exported model would not score the same psi.
             values, shape = objective.log_likelihoods([items[i] for i in chosen])

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from cprbench.cli import blueprint, data, doctor, export, lists, measure, report, run, status
+from cprbench.cli import blueprint, data, doctor, export, lists, measure, plan, report, run, status
 from cprbench.errors import CprbenchError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("run")(run.run)
+app.command("plan")(plan.plan)
 app.command("measure", context_settings={"allow_interspersed_args": False})(measure.measure)
 app.command("doctor")(doctor.doctor)
 app.command("report")(report.report)

@@ -22,7 +22,7 @@ def run(
         list[str], typer.Argument(metavar="TASK… | SUITE.toml", help="Tasks by name or file, or one suite.")
     ],
     model: Annotated[str, typer.Option(help="Alias, folder, .gguf file or hub id@revision.")] = "",
-    method: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "",
+    method: Annotated[str, typer.Option(help="Methods, separated by commas; peft:PATH for any peft config.")] = "",
     selection: Annotated[
         str, typer.Option(help="Which training examples are used: all, random, influence, … (list selections).")
     ] = "",
@@ -40,6 +40,7 @@ def run(
     pue: Annotated[float, typer.Option(help="Power usage effectiveness of the site.")] = 1.0,
     allow_shared: Annotated[bool, typer.Option("--allow-shared", help="Run on a GPU in use; flagged.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed runs again.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that train a model together, one per GPU.")] = 1,
     json_: Annotated[bool, typer.Option("--json", help="Print the records as JSON lines.")] = False,
 ) -> None:
     """Adapt models to tasks under meters and write one record per run.
@@ -65,6 +66,7 @@ def run(
         offline=offline,
         retry=retry,
         save=cast(Save, save),
+        processes=processes,
         search_rates=_rates(search),
         default_methods=not method,
         metering=MeterOptions(carbon=factors(country or None, carbon_intensity, pue), allow_shared=allow_shared),
@@ -105,6 +107,7 @@ def _suite(
     settings: dict[str, dict[str, list[Any]]],
 ) -> SuiteSpec:
     """Return the suite that the command line describes. Raises SpecError when it contradicts itself."""
+    from cprbench.adapt.methods import named
     from cprbench.spec import ArmSpec, SuiteSpec
     from cprbench.tasks import is_suite, known_suites, known_tasks, load_suite
 
@@ -114,8 +117,8 @@ def _suite(
     if any(suite_like(name) for name in what):
         if len(what) > 1:
             raise SpecError(f"a suite stands alone, found {len(what)} names: {', '.join(what)}.")
-        named = {"--model": model, "--method": method, "--selection": selection}
-        given = [flag for flag, value in named.items() if value]
+        words = {"--model": model, "--method": method, "--selection": selection}
+        given = [flag for flag, value in words.items() if value]
         given += [f"--set {room}.…" for room in settings if room != "training"]
         if given:
             raise SpecError(f"{what[0]} names its own models and arms; leave out {', '.join(given)}.")
@@ -128,11 +131,11 @@ def _suite(
         raise SpecError("no model. Pass --model, for example --model minilm (see `cprbench list models`).")
     methods = [name for name in (method or "head,full,lora,partial").split(",") if name]
     selections = (selection or "all").split(",")
-    unused = sorted(set(settings) - set(methods) - {"training", "selection"})
+    unused = sorted(set(settings) - {named(name)[0] for name in methods} - {"training", "selection"})
     if unused:
         raise SpecError(f"--set {unused[0]}.…: method {unused[0]!r} is not in --method {','.join(methods)}.")
     arms = [
-        ArmSpec(method=name, settings=dict(settings.get(name, {})), selection=chosen, selection_settings=own)
+        ArmSpec(method=name, settings=dict(settings.get(named(name)[0], {})), selection=chosen, selection_settings=own)
         for name in methods
         for chosen, own in _settings_by(selections, settings.get("selection", {})).items()
     ]

@@ -311,7 +311,7 @@ def _share(runs: _Runs, of: _Runs, name: str) -> Figure:
 
 def _predict(record: RunRecord, of_block: _InfluenceNote | None, name: str) -> Figure:
     """Return a predicted retained gain of a run; `of_block` is T as some run of its block measured it."""
-    if record.notes.get("adapters") or "lora" in record.spec.method.name:
+    if record.notes.keys() & {"adapters", "adapter_config"} or "lora" in record.spec.method.name:
         return Figure.none("no prediction for adapters: eq. 34 and 35 are of the model's own parameters")
     if record.notes.get("tensors") and record.notes.get("partly_trained") != []:
         return Figure.none("no prediction for parts of submodules: T is of whole ones")

@@ -22,7 +22,7 @@ from cprbench.spec import Reading
 
 JOULES_PER_KWH = 3.6e6
 _TABLE = "data/private_infra/global_energy_mix.json"
-_NO_FACTORS = "no country or carbon intensity given: pass --country or --carbon-intensity"
+NO_FACTORS = "no country or carbon intensity given: pass --country or --carbon-intensity"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def co2_reading(key: SpanKey, energies: Sequence[Reading], given: CarbonFactors 
     if lacking or not energies:
         return reading(key, "co2_kg", "modelled", NotMeasured("; ".join(lacking) or "no energy was measured"))
     if given is None:
-        return reading(key, "co2_kg", "modelled", NotMeasured(_NO_FACTORS))
+        return reading(key, "co2_kg", "modelled", NotMeasured(NO_FACTORS))
     kwh = sum(energy.value or 0.0 for energy in energies) / JOULES_PER_KWH
     sources: list[Source] = [energy.source for energy in energies if energy.source is not None]
     source: Source = "modelled" if "modelled" in sources else sources[0]

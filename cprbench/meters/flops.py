@@ -34,7 +34,11 @@ class Pass:
     trains), or "activations" (what the embeddings give and all that follows from it, but no weight: a probe).
     Adapters are in the model in "method" passes and in no other, so a pass under no_grad through a model with
     adapters is backward=False with trains="method". A forward that is repeated by gradient checkpointing is a
-    pass of its own with backward=False.
+    pass of its own with backward=False and `recompute`, from the first checkpointed layer to the last: torch stops
+    each layer's repetition at the last tensor that its backward needs.
+
+    `first_layer`, `last_layer`: the pass ran these layers only, the last one excluded; without a last one it went on
+    to the output layer. A pass that starts above layer 0 read states that an earlier one had kept.
     """
 
     phase: str
@@ -48,25 +52,31 @@ class Pass:
     times: int = 1
     squared: int | None = None  # sum over sequences of (real tokens)^2; None: taken as tokens^2 / batch
     extra_flops: int = 0  # of matrix products beside the model's own, as counted by the code that made them
+    first_layer: int = 0
+    last_layer: int | None = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("attempt", "batch", "length", "tokens", "scored", "times", "extra_flops"):
-            value, least = getattr(self, name), 0 if name in ("tokens", "scored", "extra_flops") else 1
+        for name in ("attempt", "batch", "length", "tokens", "scored", "times", "extra_flops", "first_layer"):
+            value, least = getattr(self, name), 0 if name in ("tokens", "scored", "extra_flops", "first_layer") else 1
             if type(value) is not int or value < least:
                 raise SpecError(f"pass: {name} is {value!r}; it is a whole number of at least {least}.")
         if self.trains not in get_args(Trains):
             raise SpecError(f"pass: trains is {self.trains!r}; it is one of {', '.join(get_args(Trains))}.")
-        if type(self.backward) is not bool or not isinstance(self.phase, str):
+        if type(self.backward) is not bool or type(self.recompute) is not bool or not isinstance(self.phase, str):
             raise SpecError(f"pass: phase {self.phase!r} is a name and backward {self.backward!r} true or false.")
         if self.tokens > self.batch * self.length:
             raise SpecError(f"pass: {self.tokens} real tokens do not fit {self.batch} x {self.length} positions.")
+        last = self.last_layer
+        if last is not None and not (type(last) is int and last >= self.first_layer and not self.backward):
+            raise SpecError(f"pass: last_layer is {last!r}; it ends a forward pass that began at {self.first_layer}.")
         low, high = -(-(self.tokens**2) // self.batch), self.tokens * self.length
         if self.squared is not None and not (type(self.squared) is int and low <= self.squared <= high):
             raise SpecError(f"pass: squared is {self.squared!r}; these shapes allow {low} to {high}.")
 
     def line(self) -> str:
         """Return the line of work.jsonl."""
-        unsaid = {"squared": None, "extra_flops": 0}
+        unsaid = {"squared": None, "extra_flops": 0, "first_layer": 0, "last_layer": None, "recompute": False}
         return canonical_json({name: v for name, v in asdict(self).items() if unsaid.get(name, ...) != v})
 
     @classmethod
@@ -85,7 +95,7 @@ class Trained:
     Without `lora`, every weight, norm and bias of `cells` has gradients; so has the new task head where
     `new_head`. With `lora`, these cells' own tensors stay frozen, and each linear that `lora` names has an
     adapter of that rank in every layer whose cell is in `cells`. Names are a linear's dotted name inside its
-    layer: "attention.self.query", "mlp.gate_proj", "attn.c_attn".
+    layer, "attention.self.query", "mlp.gate_proj", "attn.c_attn", or that of one layer alone: "ffn.3/mlp.gate_proj".
 
     `tensors` says exactly which own tensors train, by cell, and then no others do, with `lora` or without: names
     of parameters, inside their layer ("attention.self.query.bias") or whole as the live model has them.
@@ -263,12 +273,13 @@ def count(
     """Return the FLOPs of all passes by (phase, attempt). Raises what `pass_flops` raises."""
     plan = _plan(config, kind, labels)
     _check(plan, trained)
-    rates: dict[tuple[Trains, bool], _Rates] = {}
+    rates: dict[tuple[Any, ...], _Rates] = {}
     found: dict[tuple[str, int], Flops] = {}
     for p in passes:
-        if (p.trains, p.backward) not in rates:
-            rates[p.trains, p.backward] = _rates(plan, trained, p.trains, p.backward)
-        found[p.phase, p.attempt] = found.get((p.phase, p.attempt), Flops()) + rates[p.trains, p.backward].of(p)
+        key = (p.trains, p.backward, p.first_layer, p.last_layer, p.recompute)
+        if key not in rates:
+            rates[key] = _rates(plan, trained, p)
+        found[p.phase, p.attempt] = found.get((p.phase, p.attempt), Flops()) + rates[key].of(p)
     return found
 
 
@@ -278,10 +289,12 @@ def _check(plan: _Plan, trained: Trained) -> None:
     for cell in sorted({*trained.cells, *own} - plan.cells()):
         raise SpecError(f"the model has no submodule {cell!r}. {did_you_mean(cell, plan.cells())}")
     linears = {linear.name for linear in (*plan.attn, *plan.ffn)}
+    inside = dict(plan.walk())
     for name, rank in (trained.lora or {}).items():
-        if name not in linears or rank < 1:
-            raise SpecError(f"no adapter of rank {rank} fits {name!r}. {did_you_mean(name, linears)}")
-    inside = dict(plan.walk()) | {cell: (linear,) for cell, linear in plan.rows}
+        cell, _, linear = name.rpartition("/")
+        if linear not in linears or rank < 1 or (cell and linear not in [own.name for own in inside.get(cell, ())]):
+            raise SpecError(f"no adapter of rank {rank} fits {name!r}. {did_you_mean(linear, linears)}")
+    inside |= {cell: (linear,) for cell, linear in plan.rows}
     for cell, names in own.items():
         known = [tensor for linear in inside.get(cell, ()) for tensor in linear.tensors]
         for name in names:
@@ -309,8 +322,11 @@ class _Rates:
 _Own = Sequence[str] | None
 
 
-def _rates(plan: _Plan, trained: Trained, trains: Trains, backward: bool) -> _Rates:
-    """Walk the model in execution order; `live`: the hidden states have gradients at this place."""
+def _rates(plan: _Plan, trained: Trained, p: Pass) -> _Rates:
+    """Walk the layers of a pass in execution order; `live`: the hidden states have gradients at this place."""
+    trains, backward, last = p.trains, p.backward, plan.layers if p.last_layer is None else p.last_layer
+    if p.first_layer > plan.layers or last > plan.layers:
+        raise SpecError(f"a pass from layer {p.first_layer} to {last} does not fit a model of {plan.layers} layers.")
     method = trains == "method"
     ranks = trained.lora or {} if method else {}
     own: dict[str, _Own] = {}
@@ -321,10 +337,12 @@ def _rates(plan: _Plan, trained: Trained, trains: Trains, backward: bool) -> _Ra
     if trained.new_head if method else trains in ("head", "all"):
         own["new"] = None
     table = own.get("embed", ())
-    live = trains == "activations" or table is None or bool(table)
+    live = p.first_layer == 0 and (trains == "activations" or table is None or bool(table))
     position = pair = row = 0
     for cell, linears in plan.walk():
-        part, adapters = own.get(cell, ()), ranks if cell in trained.cells else {}
+        if not p.first_layer <= int(cell.partition(".")[2]) < last:
+            continue
+        part, adapters = own.get(cell, ()), _in(cell, ranks) if cell in trained.cells else {}
         reads = live or (plan.norm_first and _norm(part))
         made = []  # which outputs of the reading linears have gradients
         for linear in linears[:-1]:
@@ -335,15 +353,22 @@ def _rates(plan: _Plan, trained: Trained, trains: Trains, backward: bool) -> _Ra
             query, key, value = made if len(made) == 3 else made * 3
             pair += 2 * plan.width * (2 + backward * (query + key + (query or key) + value))
         cost, grad = _product(linears[-1], any(made), part, adapters.get(linears[-1].name, 0), backward)
-        position += cost
+        # What a layer ends with when no norm follows is not repeated: its backward needs its input alone.
+        position += 0 if p.recompute and plan.norm_first and linears is plan.ffn else cost
         live = live or grad or (not plan.norm_first and _norm(part))
     live = live or (plan.norm_first and _norm(own.get("head", ())))  # the final norm
-    for cell, linear in plan.rows:
+    for cell, linear in plan.rows if p.last_layer is None else ():
         cost, live = _product(linear, live, own.get(cell, ()), 0, backward)
         row += cost
     if backward and not live:
         raise SpecError(f"a backward pass in which nothing has gradients cannot have run (trains={trains!r}).")
     return _Rates(position, pair, row)
+
+
+def _in(cell: str, ranks: Mapping[str, int]) -> dict[str, int]:
+    """Return linear -> rank in one cell: its own where it has one, else that of all cells."""
+    own = {name.rpartition("/")[2]: rank for name, rank in ranks.items() if name.startswith(f"{cell}/")}
+    return {name: rank for name, rank in ranks.items() if "/" not in name} | own
 
 
 def _product(linear: _Linear, reads: bool, part: _Own, rank: int, backward: bool) -> tuple[int, bool]:

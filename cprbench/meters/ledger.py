@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ _BASES = {
     "device": ("device_memory_byte_seconds", "peak_device_memory_bytes"),
     "reserved": ("cuda_reserved_byte_seconds", "peak_cuda_reserved_bytes"),
 }
+#: The peak of one of several processes that train together; peak_rss_bytes is then the sum of theirs.
+_RANK_PEAK = re.compile(r"rank\d+_peak_rss_bytes$")
 _ByQuantity = Mapping[str, list[Reading]]
 #: Memories that are integrated over time, and why one may have no samples at all.
 _MEMORIES = (
@@ -165,6 +168,8 @@ def _times_and_memory(cuts: Cuts, key: SpanKey, windows: Sequence[Window]) -> li
             peaks.append(rss_peak)
         result.append(found("peak_rss_bytes", max(peaks, default=None), "counter", no_end))
     result.append(found("pss_bytes", max(at_ends("pss_bytes"), default=None), "counter", no_end))
+    ranks = {name for w in windows for name in w.end.values if _RANK_PEAK.match(name)}
+    result += [found(name, max(at_ends(name)), "counter", no_end) for name in sorted(ranks)]
     return result
 
 

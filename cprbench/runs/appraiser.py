@@ -7,7 +7,7 @@ holds one part at a time.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from cprbench.adapt import data, models, objectives, training
+from cprbench.adapt import data, models, objectives
 from cprbench.adapt.checkpoints import resolve
+from cprbench.adapt.devices import Engine
 from cprbench.adapt.gradients import influence
 from cprbench.adapt.gradients.measure import warm_head_on_sample
-from cprbench.adapt.objectives import Shape
+from cprbench.adapt.objectives import Shape, Work
 from cprbench.errors import TrainingError
 from cprbench.meters import hardware
 from cprbench.meters.flops import Flops, Pass, Trained, pass_flops, supported
@@ -50,7 +51,7 @@ class Appraiser:
         recipe = training_for(task, {}, "data score")
         dataset = data.load_dataset(task, data=folder_of(job["data"]), offline=job["offline"])
         checkpoint = resolve(job["model"], offline=job["offline"])
-        engine = training.Engine.start(job["precision"], bf16_is_fast=hardware.bf16_is_fast())
+        engine = Engine.start(job["precision"], bf16_is_fast=hardware.bf16_is_fast())
         self.config, labels = checkpoint.config, labels_of(task, dataset.choices, checkpoint.kind)
         seed = block_seed(task.name, task.version, checkpoint.weights_sha256, job["block"])
         self.loaded = models.load(checkpoint, labels, seed, "sdpa")
@@ -113,8 +114,9 @@ class Appraiser:
             self.loaded.model.load_state_dict(load_file(path), strict=False)
             return
 
-        def after_step(step: int, loss: float, shape: Shape) -> None:
-            self._count(shape, "head", 0)
+        def after_step(step: int, loss: float, works: Sequence[Work]) -> None:
+            for work in works:
+                self._count(work.shape, "head", 0)
 
         warm_head_on_sample(*self.setting, examples, steps, recipe, seed, after_step)
         parameters = dict(self.loaded.model.named_parameters())

@@ -18,18 +18,22 @@ TRAINS = "trains.json"
 class Channel:
     """The child's end. Times are seconds of the monotonic clock, which both processes share."""
 
-    def __init__(self, read_fd: int, write_fd: int) -> None:
-        self._in = os.fdopen(read_fd, "r", encoding="utf-8")
-        self._out = os.fdopen(write_fd, "w", encoding="utf-8", buffering=1)
+    def __init__(self, read_fd: int | None, write_fd: int | None) -> None:
+        """Without descriptors it tells nobody and never waits: the end of a process that only helps the first."""
+        self._in = None if read_fd is None else os.fdopen(read_fd, "r", encoding="utf-8")
+        self._out = None if write_fd is None else os.fdopen(write_fd, "w", encoding="utf-8", buffering=1)
         self._open: str | None = None
         self.seconds: dict[str, float] = {}  # by phase, of the windows closed so far
         self._since = 0.0
         #: Called at every phase end, on the child's side: waits for the device and returns its allocator's values.
         self.at_end: Callable[[], Mapping[str, float]] = dict
+        #: The allocator's values now, sent along with every step.
+        self.allocated: Callable[[], Mapping[str, float]] = dict
 
     def send(self, event: str, **fields: Any) -> None:
         """Tell the parent something."""
-        self._out.write(canonical_json({"event": event, **fields}) + "\n")
+        if self._out is not None:
+            self._out.write(canonical_json({"event": event, **fields}) + "\n")
 
     def start(self, phase: str) -> None:
         """Open a phase now."""
@@ -45,7 +49,8 @@ class Channel:
             return
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
         self.send("end", phase=phase, t=now, values=dict(values))
-        self._in.readline()
+        if self._in is not None:
+            self._in.readline()
 
     def adopt(self, phase: str, since: float) -> None:
         """Take over a phase that the parent opened before this process existed."""

@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Any
 
 import cprbench.errors
 from cprbench.errors import CprbenchError
-from cprbench.meters import Meter
+from cprbench.meters import Meter, hardware
 from cprbench.meters.memory import MemoryMeter
 from cprbench.meters.recorder import Recorder
 from cprbench.runs.channel import parse_event
@@ -56,28 +58,35 @@ def run_child(
     meter: bool = True,
     meters: Sequence[Meter] = (),
     environment: Mapping[str, str] | None = None,
+    processes: int = 1,
 ) -> Outcome:
     """Run a job in a spawned child with its own process group and return how it ended.
 
     `offline`: the child may open no connection. `meter`: samples.jsonl is written into `folder` from the child's
-    memory and from `meters`. `environment`: variables on top of this process's own. A child that
-    raises, dies or is interrupted (Ctrl-C) comes back as an Outcome, never as an exception.
+    memory and from `meters`. `environment`: variables on top of this process's own. `processes`: how many children
+    work together; the first one talks, and memory is that of all. A child that raises, dies or is interrupted
+    (Ctrl-C) comes back as an Outcome, never as an exception.
     """
     to_child, from_child = os.pipe(), os.pipe()
-    job = {**job, "launched": time.monotonic()} if meter else job
+    job = {**job, "processes": processes, **({"launched": time.monotonic()} if meter else {})}
     path = folder / "job.json"
     path.write_text(json.dumps(job), encoding="utf-8")
     command = [sys.executable, "-m", "cprbench.runs.worker", str(path), str(to_child[0]), str(from_child[1])]
+    variables = {**_environment(offline), **(environment or {})}
     with (folder / LOG).open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=(to_child[0], from_child[1]),
-            start_new_session=True,
-            env={**_environment(offline), **(environment or {})},
-        )
+        started = [
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=() if rank else (to_child[0], from_child[1]),
+                start_new_session=True,
+                env=variables | together,
+            )
+            for rank, together in enumerate(_together(processes, variables))
+        ]
+    process = started[0]
     os.close(to_child[0])
     os.close(from_child[1])
     oom_before = _oom_kills()
@@ -85,20 +94,24 @@ def run_child(
         os.fdopen(to_child[1], "w", encoding="utf-8", buffering=1) as line_out,
         os.fdopen(from_child[0], "r", encoding="utf-8") as lines_in,
     ):
+        helper_died = _watch(started)
         try:
             if not meter:
                 outcome = _listen(lines_in, None, line_out, observe)
             else:
                 # Counters first: a PSS read takes milliseconds, which would shift power between phases.
-                own: list[Meter] = [*meters, MemoryMeter(process.pid)]
+                own: list[Meter] = [*meters, MemoryMeter(*(member.pid for member in started))]
                 with Recorder(folder / SAMPLES, own, job["attempt"]) as recorder:
                     recorder.edge("setup", "start", job["launched"], {})
                     outcome = _listen(lines_in, recorder, line_out, observe)
         except KeyboardInterrupt:
             outcome = Outcome("interrupted", None, "interrupted by Ctrl-C")
         finally:
-            stop_group(process)
+            for member in started:
+                stop_group(member)
     path.unlink()
+    if outcome is None and helper_died:
+        return _death(helper_died[0], folder / LOG, oom=_oom_kills() > oom_before)
     if outcome is not None:
         return outcome
     return _death(process.returncode, folder / LOG, oom=_oom_kills() > oom_before)
@@ -108,6 +121,9 @@ def _environment(offline: bool) -> dict[str, str]:
     env = {
         # Threads that spin at a barrier take the core from the one they wait for as soon as anything else runs here.
         "OMP_WAIT_POLICY": "PASSIVE",
+        # Every run pays for what it compiles, in its own process: a cache would make the second arm's cheaper.
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
         **os.environ,
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -116,6 +132,41 @@ def _environment(offline: bool) -> dict[str, str]:
     if offline:
         env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     return env
+
+
+def _together(processes: int, variables: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return what tells each process of its place among the others (torch.distributed's own variables)."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    threads = variables.get("OMP_NUM_THREADS", str(max(1, hardware.bound_cores() // processes)))
+    everyone = {
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": threads,
+    }
+    return [{**everyone, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def _watch(started: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """End the first process soon after another one failed: it would wait for it. Return where the code will be."""
+    died: list[int] = []
+
+    def watch(helper: subprocess.Popen[bytes]) -> None:
+        code = helper.wait()
+        if code != 0:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                started[0].wait(timeout=_GRACE_SECONDS)  # most often it has met the same error and tells it itself
+                return
+            died.append(code)
+            stop_group(started[0])
+
+    for helper in started[1:]:
+        threading.Thread(target=watch, args=(helper,), daemon=True).start()
+    return died
 
 
 def _listen(lines: Any, recorder: Recorder | None, line_out: Any, observe: Observer) -> Outcome | None:

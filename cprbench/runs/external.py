@@ -54,7 +54,7 @@ class Measurement:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._metering = metering or MeterOptions()
-        self._bench = open_bench(self._metering, every_device=True)
+        self._bench = open_bench(self._metering, devices=None)
         self._shelf = store.Store(Path(out))
         self._shelf.open_for_writing()
         given = {"method": method, "settings": dict(settings or {})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,12 @@ from cprbench.spec import TaskSpec
 
 
 def inspect(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what planning needs to know about a task and a model: hashes, counts, sizes.
+    """Return what planning needs to know about a task, a model and this machine: hashes, counts, sizes, the device.
 
     The model's weights are not read beyond their hash: its sizes come from tensors without storage.
     """
+    import torch
+
     from cprbench.adapt import data, models
     from cprbench.adapt.checkpoints import resolve
     from cprbench.meters.flops import sizes
@@ -41,6 +44,8 @@ def inspect(job: Mapping[str, Any]) -> dict[str, Any]:
         "sizes": dict(partition.sizes),
         "tensors": dict(partition.parameters),
         "new_head": len(partition.new_head),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "bitsandbytes": importlib.util.find_spec("bitsandbytes") is not None,
     }
 
 

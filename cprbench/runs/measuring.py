@@ -11,9 +11,8 @@ import random
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,20 +21,23 @@ from cprbench.adapt.data import Example
 from cprbench.adapt.gradients import influence
 from cprbench.adapt.gradients.measure import submodule_norms, warm_head
 from cprbench.adapt.gradients.steps import probe_sets, step_cost, time_steps
-from cprbench.adapt.methods import Context, Prepared, Probe, Target
-from cprbench.adapt.objectives import Item, Shape
+from cprbench.adapt.methods import Context, Prepared, Probe, Target, method_class
+from cprbench.adapt.objectives import Item, Shape, Work
 from cprbench.adapt.selection import Measured, Pool
 from cprbench.blueprint.schema import StepCost
-from cprbench.meters.flops import Flops, Pass, Trained, count, pass_flops, supported
+from cprbench.meters.flops import Flops, Trained, Trains
 from cprbench.runs.score_cache import ScoreCache
 from cprbench.schema import sha256_of
 from cprbench.spec import stream_seed
+
+if TYPE_CHECKING:
+    from cprbench.runs.session import Session
 
 
 class Measuring:
     """The measurements of one run. `session`: worker.Session, whose batches and accounts they use."""
 
-    def __init__(self, session: Any, examples: Sequence[Example], items: Sequence[Item]) -> None:
+    def __init__(self, session: Session, examples: Sequence[Example], items: Sequence[Item]) -> None:
         self._session = session
         self._examples, self._items = examples, items
         self._setting = (session.loaded, session.objective, session.engine)
@@ -114,9 +116,9 @@ class Measuring:
         probes = [chosen[i : i + step] for i in range(0, size, step)]
 
         def observe(shape: Shape, extra: int) -> None:
-            session.count("select", "all", shape, backward=True, extra=extra)
+            session.counter.enter("select", "all", Work(shape), extra=extra)
 
-        return submodule_norms(*self._setting, probes, observe)
+        return session.engine.first(lambda: submodule_norms(*self._setting, probes, observe))
 
     def step(self) -> StepCost:
         """Time steps that train a few small sets, on the batch of median length."""
@@ -125,25 +127,24 @@ class Measuring:
 
         def observe(cells: Sequence[str], shape: Shape) -> None:
             shapes.append(shape)
-            session.count("select", "nothing", shape, backward=False, extra=self._beyond_forward(cells, shape))
+            extra = self._beyond_forward(cells, shape)
+            session.counter.enter("select", "nothing", Work(shape, backward=False), extra=extra)
 
         batches = sorted(session.planned(range(len(self._items))), key=lambda b: max(item.length for item in b))
         sets = probe_sets(sizes)
-        seconds = time_steps(*self._setting, batches[len(batches) // 2], sets, session.recipe, observe)
-        return step_cost(sets, seconds, sizes, shapes[0])
+
+        def timed() -> StepCost:
+            seconds = time_steps(*self._setting, batches[len(batches) // 2], sets, session.recipe, observe)
+            return step_cost(sets, seconds, sizes, shapes[0])
+
+        return session.engine.first(timed)
 
     def _beyond_forward(self, cells: Sequence[str], shape: Shape) -> int:
         """Return the FLOPs of a step that trains `cells` beyond those of its forward pass."""
+        counter = self._session.counter
         trained = Trained(frozenset(cells), bool(self._session.loaded.partition.new_head))
-        return self._flops(trained, shape, backward=True) - self._flops(trained, shape, backward=False)
-
-    def _flops(self, trained: Trained, shape: Shape, *, backward: bool) -> int:
-        """Return the FLOPs of a pass; 0 for an architecture without a count."""
-        model, loaded = self._session.spec.model, self._session.loaded
-        if supported(model.config) is not None:
-            return 0
-        done = Pass(phase="select", attempt=1, backward=backward, trains="method", **asdict(shape))
-        return pass_flops(model.config, model.kind, loaded.labels, trained, done).total
+        step, forward = (counter.pass_of(Work(shape, backward), "select", "method") for backward in (True, False))
+        return counter.of([step], trained).total - counter.of([forward], trained).total
 
     # --- of examples --------------------------------------------------------------------------------
 
@@ -154,11 +155,15 @@ class Measuring:
         """
         if gradients:
             self.warm()
+        return self._session.engine.first(lambda: self._measured(places, gradients=gradients, states=states))
+
+    def _measured(self, places: Sequence[int], *, gradients: bool, states: bool) -> Measured:
         session, items = self._session, [self._items[i] for i in places]
         cache = ScoreCache(Path(session.job["scores"]), session.folder / "scores.jsonl")
         key = self._key(items, gradients=gradients, states=states)
         if (stored := cache.get(key)) is not None:
-            session.bill_again(stored[1])
+            seconds = session.counter.bill_again(stored[1])
+            session.channel.seconds["select"] = session.channel.seconds.get("select", 0.0) + seconds
             return stored[0]
         parameters = session.loaded.model.named_parameters()
         cells: dict[str, tuple[str, ...]] = {cell: () for cell in session.loaded.partition.sizes}
@@ -167,11 +172,11 @@ class Measuring:
                 cells[cell] += (name,)
 
         def observe(shape: Shape, extra: int | None, done: int) -> None:
-            trains = "nothing" if extra is None else "activations"
-            session.count("select", trains, shape, backward=extra is not None, extra=extra or 0)
+            trains: Trains = "nothing" if extra is None else "activations"
+            session.counter.enter("select", trains, Work(shape, extra is not None), extra=extra or 0)
             session.channel.send("progress", phase="select", done=done, of=len(items))
 
-        before, began = session.spent, time.monotonic()
+        before, began = session.counter.spent, time.monotonic()
         with session.channel.phase("select"):  # a window of its own, so that its cost can be told from the rest
             found = influence.measure(
                 *self._setting,
@@ -182,7 +187,8 @@ class Measuring:
                 gradients=gradients,
                 states=states,
             )
-        spent = Flops(session.spent.total - before.total, session.spent.padding - before.padding)
+        spent = session.counter.spent
+        spent = Flops(spent.total - before.total, spent.padding - before.padding)
         cache.put(key, found, (began, time.monotonic()), spent)
         return found
 
@@ -197,13 +203,16 @@ class Measuring:
             for parameter in session.loaded.model.parameters():
                 if id(parameter) not in self._cell_of or (self._rounds and parameter.requires_grad):
                     changed.update(parameter.detach().float().cpu().numpy().tobytes())
+        adapted = session.counter.trained is not None and getattr(
+            method_class(session.spec.method.name), "adapts", False
+        )
         return sha256_of(
             {
                 **what,
                 "weights": session.spec.model.weights_sha256,
                 "changed": changed.hexdigest(),
-                "seed": session.spec.seed if session.loaded.partition.new_head or session.trained.lora else None,
-                "method": session.spec.method.model_dump(mode="json") if session.trained.lora else None,
+                "seed": session.spec.seed if session.loaded.partition.new_head or adapted else None,
+                "method": session.spec.method.model_dump(mode="json") if adapted else None,
                 "items": text.hexdigest(),
                 "batch_size": recipe.select_batch_size,
                 "attention": recipe.attention,
@@ -243,23 +252,22 @@ class Measuring:
 
         All of them where even they leave some of it.
         """
-        low, high = 1, len(order)
+        low, high, left = 1, len(order), flops - self._session.billed_flops()
         while low < high:
             middle = (low + high + 1) // 2
             batches = self._session.planned(sorted(order[:middle]))[self._session.steps_done :]
-            low, high = (middle, high) if self.cost(batches) + self._session.spent.total <= flops else (low, middle - 1)
+            low, high = (middle, high) if self.cost(batches) <= left else (low, middle - 1)
         return low
 
     def cost(self, batches: Sequence[Sequence[Item]]) -> int:
-        """Return the FLOPs of training steps on `batches`."""
-        session = self._session
-        model, objective = session.spec.model, session.objective
-        passes = [
-            Pass(phase="train", attempt=1, backward=True, trains="method", **asdict(objective.shape(batch)))
-            for batch in batches
-        ]
-        found = count(model.config, model.kind, session.loaded.labels, session.trained, passes)
-        return sum(part.total for part in found.values())
+        """Return the FLOPs of training steps on `batches`, of all processes, with what is kept of the frozen layers."""
+        session, counter = self._session, self._session.counter
+        cache = session.cache_of(batches)
+        schedule = training.schedule_of(
+            session.loaded, session.objective, session.recipe, cache, session.engine.processes
+        )
+        works = (work for batch in batches for work in schedule.works(batch))
+        return counter.of(counter.pass_of(work, "train", "method") for work in works).total
 
 
 def peak_memory_bytes() -> int:

@@ -51,16 +51,18 @@ class Bench:
         self.gpu.close()
 
 
-def open_bench(options: MeterOptions, *, every_device: bool = False) -> Bench:
-    """Return the meters of a run. A run holds one GPU, the first that CUDA_VISIBLE_DEVICES shows; a loop that is not
-    ours may use all that it shows (`every_device`).
+def open_bench(options: MeterOptions, *, devices: int | None = 1) -> Bench:
+    """Return the meters of a run on this node. A run holds as many GPUs as it has processes, the first ones that
+    CUDA_VISIBLE_DEVICES shows; a loop that is not ours may use all that it shows (`devices` None).
 
-    Raises MeterError when others compute on that GPU and `allow_shared` was not given: its energy and memory
-    cannot be told apart from theirs.
+    Raises MeterError when there are GPUs, but fewer than `devices`, and when others compute on them and `allow_shared`
+    was not given: their energy and memory cannot be told apart.
     """
     visible = GpuMeter()
-    uuids = [device.uuid for device in (visible.devices if every_device else visible.devices[:1])]
+    uuids = [device.uuid for device in visible.devices[:devices]]
     visible.close()
+    if uuids and devices is not None and len(uuids) < devices:
+        raise MeterError(f"--processes {devices}: {len(uuids)} GPUs are visible, and each process needs one.")
     gpu = GpuMeter(uuids) if uuids else GpuMeter()
     foreign = gpu.foreign_processes({os.getpid()})
     if foreign and not options.allow_shared:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import cprbench
-from cprbench.adapt.methods import Method, Probe, Target, build_method
+from cprbench.adapt.methods import Method, Probe, Target, build_method, named
 from cprbench.adapt.selection import Selection, build_selection, selection_label
 from cprbench.adapt.selection.ranking import parse_band
 from cprbench.adapt.settings import label, pinned, settings_of, without_paths
@@ -18,6 +18,7 @@ from cprbench.errors import MethodError, SpecError, TrainingError, did_you_mean
 from cprbench.meters.flops import supported
 from cprbench.schema import sha256_of
 from cprbench.spec import (
+    RECIPE_BEFORE,
     ArmSpec,
     Choice,
     ModelRef,
@@ -47,14 +48,16 @@ class Inspected:
     has_new_head: bool
     labels: int | None  # outputs of a new head
     tensors: Mapping[str, Sequence[str]] = field(default_factory=dict)  # submodule -> names of its parameters
+    device: str = "cpu"  # cuda | cpu: what runs here compute on
+    bitsandbytes: bool = False  # whether it is installed
 
     @classmethod
     def of(cls, task: TaskSpec, found: Mapping[str, Any]) -> Inspected:
         """Return the answer of an inspecting child as an Inspected."""
         ref = TaskRef(name=task.name, version=task.version, data_sha256=found["data_sha256"])
         model = ModelRef.model_validate(found["model"])
-        new_head = bool(found["new_head"])
-        return cls(task, ref, found["counts"], model, found["sizes"], new_head, found["labels"], found["tensors"])
+        own = {key: found[key] for key in ("counts", "sizes", "labels", "tensors", "device", "bitsandbytes")}
+        return cls(task=task, task_ref=ref, model=model, has_new_head=bool(found["new_head"]), **own)
 
     @property
     def target(self) -> Target:
@@ -68,6 +71,8 @@ class Inspected:
             model.revision,
             model.label,
             data_sha256=data,
+            device=self.device,
+            bitsandbytes=self.bitsandbytes,
         )
 
 
@@ -122,9 +127,12 @@ def arms_of(specs: Sequence[ArmSpec]) -> list[Arm]:
     arms: dict[str, Arm] = {}
     baselines: dict[str, Arm] = {}
     for spec in specs:
-        for settings in _combined(spec.settings):
+        name, file = named(spec.method)
+        if both := sorted(set(file) & set(spec.settings)):
+            raise SpecError(f"method {spec.method!r} names its file itself. Leave out {name}.{both[0]}.")
+        for settings in _combined({**spec.settings, **file}):
             for chosen in _combined(spec.selection_settings):
-                arm = Arm(build_method(spec.method, settings), build_selection(spec.selection, chosen))
+                arm = Arm(build_method(name, settings), build_selection(spec.selection, chosen))
                 if arm.label in arms:
                     raise SpecError(f"arm {arm.label!r} is listed twice. Leave one out, or give its file another name.")
                 arms[arm.label] = arm
@@ -141,8 +149,9 @@ def _combined(settings: Mapping[str, Scalar | list[Scalar]]) -> list[dict[str, S
 
 def _baselines(arm: Arm, method: str) -> list[Arm]:
     """Return what an arm is compared with: as much by lot, and as much by lot as its whole bill pays for."""
-    known = settings_of(build_method(method, {}))
-    same = build_method(method, {k: v for k, v in settings_of(arm.method).items() if k in known})
+    name, file = named(method)
+    known = settings_of(build_method(name, {}))
+    same = build_method(name, {k: v for k, v in settings_of(arm.method).items() if k in known} | file)
     q = {k: v for k, v in settings_of(arm.selection).items() if k in ("q", "class_guard")}
     if getattr(arm.selection, "band", ""):
         low, high = parse_band(arm.selection.band)  # type: ignore[attr-defined]
@@ -224,6 +233,7 @@ def _planned(
     limits = suite.limits.model_dump(exclude_none=True)
     recipe = training_for(found.task, {**limits, **suite.training, **settings}, "--set")
     _check_examples(found, recipe)
+    _check_recipe(found, recipe)
     try:
         target = replace(found.target, probe=Probe(recipe.select_batch_size, recipe.select_warmup_steps))
         arm.method.check(target)
@@ -281,8 +291,27 @@ def _check_steps(found: Inspected, arm: Arm, recipe: TrainingSpec) -> None:
         )
     if arm.follows is None and getattr(arm.selection, "flops_of", None):
         raise SpecError("selection.flops_of is for suites (baselines = true). Give selection.flops as a number.")
-    if arm.follows is not None and (why := supported(found.model.config)) is not None:
+    opaque = getattr(arm.method, "opaque", None)
+    if arm.follows is not None and (why := opaque or supported(found.model.config)) is not None:
         raise TrainingError(f"there are no FLOPs to compare by: {why}. Leave out its baselines.")
+    if opaque is not None and (arm.selection.warms_head or getattr(arm.selection, "flops", None)):
+        name = arm.selection.name
+        raise MethodError(f"selection {name!r} asks for what cannot be told: {opaque}. Use a config of plain LoRA.")
+
+
+def _check_recipe(found: Inspected, recipe: TrainingSpec) -> None:
+    """Raise TrainingError for a recipe that this machine cannot follow, or that contradicts itself."""
+    if recipe.optimizer == "adamw8bit" and not (found.device == "cuda" and found.bitsandbytes):
+        lacks = "no CUDA device here" if found.device != "cuda" else "bitsandbytes is not installed"
+        raise TrainingError(
+            f"training.optimizer = adamw8bit: {lacks}. Its 8-bit moments live on a CUDA GPU: use adamw, or pip install "
+            "'cprbench[qlora]' on a machine that has one."
+        )
+    if recipe.compile and recipe.cache_prefix in ("memory", "disk"):
+        raise TrainingError(
+            f"training.compile = true, training.cache_prefix = {recipe.cache_prefix}: a compiled model begins at its "
+            "input. Choose one of them."
+        )
 
 
 def _available(found: Inspected, recipe: TrainingSpec) -> int:
@@ -305,6 +334,9 @@ def run_id(spec: RunSpec, block: int, role: str) -> str:
     Model and files count by their content, not by the path or name under which they were found; hardware is not in it.
     """
     content = spec.model_dump(mode="json")
+    for name, before in RECIPE_BEFORE.items():
+        if content["training"][name] == before:
+            del content["training"][name]
     content["model"] = {"weights_sha256": spec.model.weights_sha256, "kind": spec.model.kind}
     for choice in (content["method"], content["selection"]):
         choice["settings"] = without_paths(choice["settings"])

@@ -40,6 +40,8 @@ class Options:
     save: Literal["none", "delta", "model"] = "none"
     #: method ("" for all others) -> learning rates to try
     search_rates: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    #: processes that train one model together, each on a device of its own
+    processes: int = 1
     #: the methods were not named: leave `head` out where it does not apply
     default_methods: bool = False
     metering: MeterOptions = field(default_factory=MeterOptions)
@@ -77,6 +79,8 @@ def run(
     """
     options = options or Options()
     settings = dict(settings or {})
+    if options.processes < 1:
+        raise SpecError(f"--processes {options.processes}: at least one.")
     arms = planner.arms_of(suite.arm)
     tasks = [load_task(name) for name in suite.tasks]
     shelf = store.Store(options.out)
@@ -184,7 +188,9 @@ class _Launcher:
                 return before.record
         earlier = before.record if before is not None else None
         identity = self._shelf.next_id(planned.run_id)
-        bench = open_bench(self._options.metering)  # before the claim: a GPU in use leaves no attempt behind
+        bench = open_bench(
+            self._options.metering, devices=self._options.processes
+        )  # before the claim: a GPU in use leaves no attempt behind
         folder = self._shelf.begin(identity)
         attempt = earlier.attempts + 1 if earlier is not None else 1
         billed = list(earlier.readings) if earlier is not None else []
@@ -218,6 +224,7 @@ class _Launcher:
                 offline=_is_offline(planned.task, planned.spec.model.source, self._options),
                 meters=bench.meters,
                 environment=bench.child_environment,
+                processes=self._options.processes,
             )
             record = self._record(planned, identity, folder, attempt, outcome, earlier, billed, bench, paid)
         except OSError as error:
@@ -335,6 +342,8 @@ def _flops(planned: Planned, folder: Path) -> dict[tuple[str, int], Flops] | str
     passes = [Pass.parse(json.loads(line)) for line in lines]
     if told.exists():
         known = json.loads(told.read_text(encoding="utf-8"))
+        if known.get("uncounted"):
+            return str(known["uncounted"])
         cells = frozenset(known["trained_submodules"])
         trained = Trained(cells, known["new_head"], known["adapters"], known.get("tensors"))
         return count(model.config, model.kind, known["labels"], trained, passes)
@@ -357,5 +366,7 @@ def export(folder: Path | str, target: Path | str, *, offline: bool = False) -> 
         raise StoreError(f"{folder} measured a loop that is not ours: its model is where that loop put it.")
     if target.exists() and any(target.iterdir()):
         raise StoreError(f"{target} holds files already. Name a new folder.")
-    export_run(found.folder, spec, found.record.notes.get("labels"), target, offline=offline)
+    notes = found.record.notes
+    config = notes.get("adapter_config")
+    export_run(found.folder, spec, notes.get("labels"), target, adapter_config=config, offline=offline)
     return target

@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from cprbench.adapt import data, models, objectives, training
+from cprbench.adapt import data, models, objectives
 from cprbench.adapt.checkpoints import Checkpoint, resolve
+from cprbench.adapt.devices import Engine
 from cprbench.adapt.gradients import privacy
 from cprbench.adapt.gradients.audit import audit
 from cprbench.adapt.gradients.measure import measure, warm_head_on_sample
 from cprbench.adapt.gradients.steps import saved_bytes, step_cost, time_steps
 from cprbench.adapt.methods.partial import BYTES_PER_PARAMETER
 from cprbench.adapt.models import LoadedModel
-from cprbench.adapt.objectives import Objective, Shape
+from cprbench.adapt.objectives import Objective, Shape, Work
 from cprbench.blueprint import picking
 from cprbench.blueprint.schema import GENERAL
 from cprbench.errors import TrainingError
@@ -49,7 +50,7 @@ class Survey:
         job = self.job
         checkpoint = resolve(job["model"], offline=job["offline"])
         self.config = checkpoint.config
-        self.engine = training.Engine.start(job["precision"], bf16_is_fast=hardware.bf16_is_fast())
+        self.engine = Engine.start(job["precision"], bf16_is_fast=hardware.bf16_is_fast())
         if job["noise_multiplier"]:
             privacy.epsilon(job["noise_multiplier"], job["delta"], privacy.MECHANISMS)  # no accountant: say it now
         if job["kind"] == "audit":
@@ -152,8 +153,9 @@ class Survey:
     def _warm(
         self, loaded: LoadedModel, objective: Objective, examples: Sequence[Any], recipe: TrainingSpec, seed: int
     ) -> None:
-        def after_step(step: int, loss: float, shape: Shape) -> None:
-            self._count(loaded, Trained(frozenset(), True), shape, 0)
+        def after_step(step: int, loss: float, works: Sequence[Work]) -> None:
+            for work in works:
+                self._count(loaded, Trained(frozenset(), True), work.shape, 0)
 
         steps = self._warmup_steps(loaded)
         warm_head_on_sample(loaded, objective, self.engine, examples, steps, recipe, seed, after_step)

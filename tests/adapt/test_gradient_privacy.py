@@ -13,10 +13,10 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 from torch import Tensor
 
+from cprbench.adapt.devices import Engine
 from cprbench.adapt.gradients import privacy, steps
 from cprbench.adapt.models import LoadedModel, partition
 from cprbench.adapt.objectives import Item, Objective, Shape
-from cprbench.adapt.training import Engine
 from cprbench.blueprint.picking import layers_reached
 from cprbench.errors import MethodError
 from cprbench.spec import TrainingSpec

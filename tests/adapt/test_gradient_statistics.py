@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from cprbench.adapt import models, objectives
 from cprbench.adapt.checkpoints import resolve
 from cprbench.adapt.data import load_dataset
+from cprbench.adapt.devices import Engine
 from cprbench.adapt.gradients.audit import FisherDiagonal, audit
 from cprbench.adapt.gradients.measure import measure, submodule_norms
 from cprbench.adapt.gradients.stream import Magnitudes, SquaredNorms, Stream
 from cprbench.adapt.models import LoadedModel, partition
 from cprbench.adapt.objectives import Item, Objective, Shape
-from cprbench.adapt.training import Engine
 from cprbench.errors import TrainingError
 from cprbench.tasks import load_task
 from tests.adapt.test_engine import ENCODERS, cells_of, items, looped, tiny

@@ -11,13 +11,13 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState
 
+from cprbench.adapt.devices import Engine
 from cprbench.adapt.gradients.audit import FisherDiagonal
 from cprbench.adapt.gradients.engine import ExampleNorms
 from cprbench.adapt.gradients.measure import measure
 from cprbench.adapt.gradients.steps import probe_sets, step_cost, time_steps
 from cprbench.adapt.models import LoadedModel, partition
 from cprbench.adapt.objectives import ChoiceLikelihood, Classification, Item, Shape
-from cprbench.adapt.training import Engine
 from cprbench.spec import TrainingSpec
 from tests.adapt.test_engine import cells_of, engine_norms, error, items, looped, tiny
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from cprbench.adapt.checkpoints import resolve
+from cprbench.adapt.devices import Engine
 from cprbench.adapt.gradients import privacy
-from cprbench.adapt.training import Engine
 from cprbench.blueprint.drift import spearman
 from cprbench.blueprint.schema import Blueprint
 from cprbench.errors import DataError, ModelError, SpecError, TrainingError

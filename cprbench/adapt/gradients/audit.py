@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from cprbench.adapt.devices import Engine
 from cprbench.adapt.gradients import forms
 from cprbench.adapt.gradients.engine import Kind, Taps, scaled
 from cprbench.adapt.gradients.measure import submodule_norms
 from cprbench.adapt.gradients.steps import wait
 from cprbench.adapt.models import LoadedModel
 from cprbench.adapt.objectives import Item, Objective
-from cprbench.adapt.training import Engine
 
 #: Added to every diagonal, as a share of its submodule's mean: unseen embedding rows have no information at all.
 DAMPING = 0.01

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from cprbench.adapt.four_bit import is_four_bit
 from cprbench.adapt.gradients import forms
 from cprbench.errors import ModelError
 
@@ -238,7 +239,7 @@ class ExampleNorms(Taps):
 def kind_of(module: nn.Module, name: str) -> Kind:
     """Return how a module uses its parameters. Raises ModelError where no formula is known."""
     forward = type(module).forward
-    if forward in (nn.Linear.forward, Conv1D.forward):
+    if forward in (nn.Linear.forward, Conv1D.forward) or is_four_bit(module):  # a packed weight is not asked for
         return "linear"
     if forward is nn.Embedding.forward and not module.scale_grad_by_freq and module.max_norm is None:
         return "embedding"

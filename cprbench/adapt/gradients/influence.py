@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cprbench.adapt.devices import Engine
 from cprbench.adapt.gradients.engine import ExampleNorms
 from cprbench.adapt.models import LoadedModel
 from cprbench.adapt.objectives import Item, Objective, Shape
 from cprbench.adapt.selection import Measured
-from cprbench.adapt.training import Engine
 from cprbench.errors import TrainingError
 
 #: observe(shape, extra FLOPs or None for a forward pass, examples done so far).

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from cprbench.adapt.data import Example, sample_by_label
+from cprbench.adapt.devices import Engine
 from cprbench.adapt.gradients.engine import ExampleNorms
 from cprbench.adapt.gradients.stream import Magnitudes, SquaredNorms, Stream
 from cprbench.adapt.methods import method_class
 from cprbench.adapt.models import LoadedModel
 from cprbench.adapt.objectives import Item, Objective, Shape, tokenize
-from cprbench.adapt.training import Engine, plan_batches, train
+from cprbench.adapt.training import AfterStep, plan_batches, train
 from cprbench.errors import TrainingError
 from cprbench.spec import TrainingSpec, stream_seed
 
@@ -43,7 +44,7 @@ def warm_head(
     engine: Engine,
     batches: Sequence[Sequence[Item]],
     recipe: TrainingSpec,
-    after_step: Callable[[int, float, Shape], None],
+    after_step: AfterStep,
 ) -> None:
     """Train the new head alone on `batches` at method head's declared rate: at a random head gradients say little."""
     loaded.train_only(())
@@ -59,7 +60,7 @@ def warm_head_on_sample(
     steps: int,
     recipe: TrainingSpec,
     seed: int,
-    after_step: Callable[[int, float, Shape], None],
+    after_step: AfterStep,
 ) -> None:
     """Warm the new head on as many examples as its steps take, by label: for data too large to plan as a whole."""
     chosen = sample_by_label(examples, min(len(examples), steps * recipe.batch_size), "warm-up")

@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from cprbench.adapt.devices import Engine
 from cprbench.adapt.gradients.engine import ExampleNorms
 from cprbench.adapt.gradients.measure import Observer, ready
 from cprbench.adapt.gradients.stream import SquaredNorms, Stream
 from cprbench.adapt.models import LoadedModel
 from cprbench.adapt.objectives import Item, Objective, Shape
-from cprbench.adapt.training import Engine
 from cprbench.errors import MethodError
 
 #: Mechanisms per domain: the norms of batches, and the sum of example norms.

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
+from cprbench.adapt.devices import Engine
 from cprbench.adapt.models import LoadedModel
 from cprbench.adapt.objectives import Item, Objective, Shape
-from cprbench.adapt.training import Engine, build_optimizer
+from cprbench.adapt.training import build_optimizer
 from cprbench.blueprint.picking import layers_reached
 from cprbench.blueprint.schema import StepCost
 from cprbench.spec import TrainingSpec

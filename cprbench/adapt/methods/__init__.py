@@ -28,6 +28,12 @@ METHODS: dict[str, tuple[str, str]] = {
     "last-layers": ("cprbench.adapt.methods.last_layers:LastLayers", "the submodules nearest to the output train"),
     "lora": ("cprbench.adapt.methods.lora:Lora", "low-rank adapters on every linear of every layer (peft)"),
     "partial": ("cprbench.adapt.methods.partial:Partial", "the submodules of largest gradient norm train"),
+    "partial+lora": (
+        "cprbench.adapt.methods.partial_lora:PartialLora",
+        "adapters on the submodules of largest gradient norm, of ranks that follow it",
+    ),
+    "peft": ("cprbench.adapt.methods.peft:Peft", "what a peft config (a file) puts into the model trains: peft:PATH"),
+    "qlora": ("cprbench.adapt.methods.qlora:Qlora", "lora over base weights in 4 bits (bitsandbytes, CUDA)"),
     "random-submodules": (
         "cprbench.adapt.methods.random_submodules:RandomSubmodules",
         "submodules drawn by lot train, anew in every block",
@@ -56,6 +62,8 @@ class Target:
     label: str = "the model"
     probe: Probe | None = None
     data_sha256: str = ""
+    device: str = "cpu"  # cuda | cpu: what the run will compute on
+    bitsandbytes: bool = False  # whether it is installed there
 
     @property
     def total(self) -> int:
@@ -87,9 +95,11 @@ class Prepared:
     notes: dict[str, Any] = field(default_factory=dict)
     k_asked: float | None = None
     k_reached: float | None = None
-    adapters: Mapping[str, int] | None = None  # linear (by its name inside a layer) -> rank
+    #: linear, by its name inside a layer, or cell/linear for one layer's alone -> rank
+    adapters: Mapping[str, int] | None = None
     tensors: Mapping[str, Sequence[str]] | None = None  # submodule -> its tensors that train, where that is not all
     merge: Callable[[], nn.Module] | None = None  # folds adapters into plain weights, for export
+    uncounted: str | None = None  # why the FLOPs of what trains cannot be counted
 
 
 class Method(Protocol):
@@ -100,6 +110,7 @@ class Method(Protocol):
     label_settings: ClassVar[tuple[str, ...]]  # settings that the arm's name always shows
     files: ClassVar[tuple[str, ...]] = ()  # settings that name a file
     adapts: ClassVar[bool] = False  # puts adapters into the model, which export folds in again
+    four_bit: ClassVar[bool] = False  # its base model is loaded in 4 bits
 
     @property
     def chooses(self) -> bool:
@@ -110,6 +121,17 @@ class Method(Protocol):
 
     def prepare(self, loaded: LoadedModel, context: Context) -> Prepared:
         """Return the model ready to train."""
+
+
+def named(method: str) -> tuple[str, dict[str, Any]]:
+    """Return a method as it is written, "lora" or "peft:PATH", as its name and the setting that follows the colon.
+
+    Raises SpecError for a colon after any other name and for one that nothing follows.
+    """
+    name, colon, path = method.partition(":")
+    if colon and (name != "peft" or not path):
+        raise SpecError(f"method {method!r}: only peft is followed by a file, peft:PATH/adapter_config.json.")
+    return name, {"config": path} if colon else {}
 
 
 def method_class(name: str) -> type[Any]:

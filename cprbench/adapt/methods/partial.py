@@ -26,6 +26,17 @@ BYTES_PER_PARAMETER = 12
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """A set, the norms that it was picked by (none where everything was), and what the record keeps of both."""
+
+    submodules: tuple[str, ...]
+    norms: Mapping[str, float]
+    notes: dict[str, Any]
+    k_asked: float | None
+    k_reached: float
+
+
+@dataclass(frozen=True)
 class Partial:
     """A set of submodules by rank of gradient norm.
 
@@ -67,16 +78,20 @@ class Partial:
     def check(self, target: Target) -> None:
         """Refuse settings that exclude each other, a k that cannot be filled, and a blueprint of another model."""
         if not self.blueprint and (self.domain or self.uncertainty != "ignore" or self.k == "blueprint"):
-            raise MethodError("partial.domain, partial.uncertainty and k=blueprint ask a file: set partial.blueprint.")
+            raise MethodError(
+                f"{self.name}.domain, {self.name}.uncertainty and k=blueprint ask a file: set {self.name}.blueprint."
+            )
         if not 0 <= self.drift_local_only <= self.drift_fallback <= 1:
             raise MethodError(
-                f"partial.drift_local_only = {self.drift_local_only}, partial.drift_fallback = {self.drift_fallback}: "
+                f"{self.name}.drift_local_only = {self.drift_local_only}, drift_fallback = {self.drift_fallback}: "
                 "0 <= local_only <= fallback <= 1."
             )
         if self.budget:
             Budget.parse(self.budget)
             if self.pick != "norm" or self.granularity != "submodule":
-                raise MethodError("partial.budget picks by squared norm: leave out partial.pick and granularity.")
+                raise MethodError(
+                    f"{self.name}.budget picks by squared norm: leave out {self.name}.pick and granularity."
+                )
         blueprint = self._read()
         if blueprint is not None:
             self._measured_alike(blueprint, target, self._notes_on(blueprint, target))
@@ -87,10 +102,15 @@ class Partial:
 
     def prepare(self, loaded: LoadedModel, context: Context) -> Prepared:
         """Return the model with its set training; nothing below its lowest submodule gets a backward pass."""
+        chosen = self.choose(loaded, context)
+        loaded.train_only(chosen.submodules)
+        return Prepared(loaded.model, chosen.submodules, chosen.notes, chosen.k_asked, chosen.k_reached)
+
+    def choose(self, loaded: LoadedModel, context: Context) -> Chosen:
+        """Return the set of a loaded model; what is measured for it is billed."""
         sizes, total = loaded.partition.sizes, loaded.partition.total
         if not self.chooses:
-            loaded.train_only(tuple(sizes))
-            return Prepared(loaded.model, tuple(sizes), {}, 1.0, 1.0)
+            return Chosen(tuple(sizes), {}, {}, 1.0, 1.0)
         blueprint = self._read()
         norms, granularity, notes = self._signal(blueprint, context)
         budget = Budget.parse(self.budget) if self.budget else None
@@ -108,8 +128,7 @@ class Partial:
             picked = picking.pick(
                 norms, sizes, total, k_asked, by=self.pick, embed=self.embed, cost=cost, granularity=granularity
             )
-        loaded.train_only(picked.submodules)
-        return Prepared(loaded.model, picked.submodules, notes, k_asked, picked.k_reached)
+        return Chosen(picked.submodules, norms, notes, k_asked, picked.k_reached)
 
     def _signal(
         self, blueprint: Blueprint | None, context: Context
@@ -168,7 +187,9 @@ class Partial:
             return self.k
         if blueprint is None or blueprint.k_star is None:
             why = blueprint.k_star_why if blueprint is not None else None
-            raise MethodError(f"the blueprint recommends no k ({why or 'it says no k_star'}). Set partial.k=0.15, say.")
+            raise MethodError(
+                f"the blueprint recommends no k ({why or 'it says no k_star'}). Set {self.name}.k=0.15, say."
+            )
         return blueprint.k_star
 
     def _measured_alike(self, blueprint: Blueprint, target: Target, unchecked: list[str]) -> None:
@@ -181,7 +202,7 @@ class Partial:
                 raise MethodError(
                     f"the blueprint's norms are {theirs.norm!r:.200}, local ones would be "
                     f"{Measurement.model_fields['norm'].default!r}: they do not blend. Pass --set "
-                    "partial.blend_weight=1."
+                    f"{self.name}.blend_weight=1."
                 )
             if target.probe is None:
                 return
@@ -191,7 +212,7 @@ class Partial:
                     f"the blueprint's norms are of batches of {theirs.batch_size} after {theirs.warmup_steps} warm-up "
                     f"steps, local ones would be of {target.probe.batch_size} after {warmup}: they do not blend. Pass "
                     f"--set select.batch_size={theirs.batch_size} --set select.warmup_steps={theirs.warmup_steps}, or "
-                    "partial.blend_weight=1."
+                    f"{self.name}.blend_weight=1."
                 )
 
     def _cost(self, blueprint: Blueprint | None, context: Context) -> StepCost:

@@ -1,0 +1,323 @@
+"""One run in its child: it loads, chooses, trains and scores, and tells the parent when phases change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from cprbench.adapt import data, models, objectives, scoring, training
+from cprbench.adapt.checkpoints import resolve
+from cprbench.adapt.devices import Engine
+from cprbench.adapt.methods import Prepared, build_method, method_class
+from cprbench.adapt.objectives import Item, Work
+from cprbench.adapt.prefix import CachePlan, Room, plan_cache
+from cprbench.adapt.products import float32_products
+from cprbench.adapt.selection import Selected, build_selection
+from cprbench.adapt.settings import unpinned
+from cprbench.errors import TrainingError
+from cprbench.meters import hardware
+from cprbench.meters.flops import Trained, Trains
+from cprbench.runs.channel import TRAINS, Channel
+from cprbench.runs.counting import Counter
+from cprbench.runs.inspection import folder_of, labels_of
+from cprbench.runs.measuring import Measuring
+from cprbench.spec import BILLED_PHASES, Phase, RunSpec, TaskSpec, stream_seed
+
+
+class Session:
+    """One run from loading to the final score. With several processes each has one; the first one writes and talks."""
+
+    def __init__(self, job: Mapping[str, Any], channel: Channel) -> None:
+        self.job = job
+        self.channel = channel
+        self.spec = RunSpec.model_validate(job["spec"])
+        self.task = TaskSpec.model_validate(job["task"])
+        self.recipe = self.spec.training
+        self.folder = Path(job["folder"])
+        self.steps_done = 0
+        self.seen: list[list[Item]] = []  # batches that were trained on while choosing
+        self.steps: int | None = None  # of the whole run; None while only its selection can tell
+
+    def run(self) -> dict[str, Any]:
+        """Return what the record keeps of this run besides its costs."""
+        spec, recipe, channel = self.spec, self.recipe, self.channel
+        _seed_everything(spec.seed)
+        dataset = data.load_dataset(self.task, data=folder_of(self.job["data"]), offline=self.job["offline"])
+        checkpoint = resolve(self.job["model"], offline=self.job["offline"])
+        _unchanged("data_sha256", dataset.sha256, spec.task.data_sha256)
+        _unchanged("weights_sha256", checkpoint.weights_sha256, spec.model.weights_sha256)
+        self.engine = Engine.start(recipe.precision, bf16_is_fast=hardware.bf16_is_fast())
+        self._start_writing()
+        labels = labels_of(self.task, dataset.choices, checkpoint.kind)
+        four_bit = getattr(method_class(spec.method.name), "four_bit", False)
+        self.loaded = models.load(checkpoint, labels, spec.seed, recipe.attention, four_bit=four_bit)
+        self.loaded.model.to(self.engine.device)
+        self.objective = objectives.objective_for(self.loaded)
+        self.room = Room.here(self.engine.device, self.folder, self.engine.processes)
+        new_head = bool(self.loaded.partition.new_head)
+        self.counter = Counter(self._file("work.jsonl"), spec.model, labels, self.job["attempt"], new_head=new_head)
+        salt = self.task.name
+        chosen = data.sample_by_label(dataset.train, recipe.max_examples, f"{salt}/train")
+        if not chosen:
+            raise TrainingError("there are no training examples: training.max_examples is 0 or the split is empty.")
+        self.test = data.sample_by_label(dataset.test, recipe.eval_items, f"{salt}/test")
+        self.held_out = data.sample_by_label(dataset.validation, recipe.validation_items, f"{salt}/validation")
+        self.items = objectives.tokenize(self.loaded, chosen, recipe.max_tokens)
+        self.test_items = objectives.tokenize(self.loaded, self.test, recipe.max_tokens)
+        self.held_out_items = objectives.tokenize(self.loaded, self.held_out, recipe.max_tokens)
+
+        is_search = self.job["role"] == "search"  # the test split is for the chosen rate only
+        base = None if is_search else self._score_test("base_predictions.jsonl", adapted=False)
+        files = self.job["files"]
+        name, settings = spec.method.name, spec.method.settings
+        method = build_method(name, unpinned(name, settings, files["method"]))
+        settings = unpinned("selection", spec.selection.settings, files["selection"])
+        selection = build_selection(spec.selection.name, settings)
+        kept = selection.kept(len(chosen))
+        self.steps = None if kept is None else self._steps_on(kept)
+        measuring = Measuring(self, chosen, self.items)
+        with channel.phase("select") if method.chooses or selection.chooses else nullcontext():
+            prepared = method.prepare(self.loaded, measuring.context())
+            self.counter.trained = self._trained(prepared)
+            self.counter.uncounted = self.counter.uncounted or prepared.uncounted
+            self._tell_what_trains(prepared, labels)
+            selected = selection.select(measuring.pool(prepared))
+            self.batches = self._batches(selected, measuring)
+        id_of = {id(item): example.id for item, example in zip(self.items, chosen, strict=True)}
+        chosen = tuple(chosen[i] for i in selected.places)
+        rest = self.batches[self.steps_done :]
+        trained_on = [[id_of[id(item)] for item in batch] for batch in (*self.seen, *rest)]
+        batches_sha256 = hashlib.sha256("\n".join(map(" ".join, trained_on)).encode()).hexdigest()
+        # Processes that share a batch draw dropout of their own, or they would all drop alike.
+        _seed_everything(stream_seed(spec.seed, "dropout" + f" {self.engine.rank}" * (self.engine.rank > 0)))
+        with channel.phase("train"):
+            cache = self.cache_of(rest)
+            if recipe.compile:
+                self.loaded.model.base_model.compile(dynamic=True)  # type: ignore[union-attr]
+            optimizer_bytes = training.train(
+                self.loaded,
+                self.objective,
+                self.engine,
+                rest,
+                recipe,
+                float(recipe.learning_rate or 0.0),
+                self.after_step("train", "method"),
+                cache=cache,
+                folder=self.folder,
+            )
+        final = None if is_search else self._score_test("predictions.jsonl", adapted=True)
+        trained = {n: p for n, p in self.loaded.model.named_parameters() if p.requires_grad}
+        heads = set(self.loaded.partition.new_head)
+        self._save(trained, prepared)
+        return {
+            "psi": {
+                "primary": self.task.primary,
+                "base": base,
+                "final": final,
+                "items": 0 if is_search else len(self.test),
+                "validation": self.last_validation,
+            },
+            "trained_parameters": sum(p.numel() for n, p in trained.items() if n not in heads),
+            "total_parameters": self.loaded.partition.total,
+            "new_head_parameters": sum(p.numel() for n, p in trained.items() if n in heads),
+            "trained_submodules": list(prepared.trained_submodules),
+            "k_asked": prepared.k_asked,
+            "k_reached": prepared.k_reached,
+            "optimizer_state_bytes": optimizer_bytes,
+            "selected_examples": len(chosen),
+            "selection_sha256": hashlib.sha256("\n".join(sorted(e.id for e in chosen)).encode()).hexdigest(),
+            "batches_sha256": batches_sha256,
+            "notes": {
+                **prepared.notes,
+                **_apart(selected.notes),
+                "precision": self.engine.precision,
+                "float32_products": float32_products(),
+                "steps": len(self.batches),
+                "warmup_steps_of_head": self.steps_done - len(rest),
+                "examples_trained_on": len({i for batch in trained_on for i in batch}),
+                "truncated_examples": sum(i.truncated for i in (*self.items, *self.test_items)),
+                "labels": labels,
+                "prefix_cache": cache.told(),
+                **({"processes": self.engine.processes} if self.engine.processes > 1 else {}),
+            },
+            "device": str(self.engine.device.type),
+        }
+
+    # --- the plan -----------------------------------------------------------------------------------
+
+    def planned(self, places: Sequence[int], epochs: int | None = None) -> list[list[Item]]:
+        """Return the batches of a run on these places of the pool."""
+        items = [self.items[i] for i in places]
+        recipe = self.recipe
+        lengths = [item.length for item in items]
+        plan = training.plan_batches(lengths, recipe.batch_size, epochs or recipe.epochs, self.spec.seed)
+        return [[items[i] for i in batch] for batch in plan]
+
+    def _steps_on(self, examples: int) -> int:
+        return self.recipe.epochs * math.ceil(examples / self.recipe.batch_size)
+
+    def afford_steps(self, steps: int, what: str) -> None:
+        """Raise TrainingError where so many more steps leave none to train."""
+        if self.steps == 0:
+            raise TrainingError("selection.flops pays for no step after what choosing costs. Raise it.")
+        if self.steps is not None and self.steps_done + steps >= self.steps:
+            raise TrainingError(
+                f"the run has {self.steps} steps and {what} takes {self.steps_done + steps} of them, so none is left "
+                "to train. Train on more examples or epochs, or lower it."
+            )
+
+    def cache_of(self, batches: Sequence[Sequence[Item]]) -> CachePlan:
+        """Return what training on these batches keeps of the frozen layers."""
+        bf16 = self.engine.precision == "bf16"
+        return plan_cache(self.loaded, self.objective, batches, self.recipe, self.room, bf16=bf16)
+
+    def _batches(self, selected: Selected, measuring: Measuring) -> list[list[Item]]:
+        """Return all batches of the run; `rest` of them are trained after what the choice has used up."""
+        batches = self.planned(selected.places)
+        if selected.flops is not None:
+            epochs, left = self.recipe.epochs, selected.flops - self.billed_flops()
+            while measuring.cost(batches[self.steps_done :]) < left:
+                epochs *= 2
+                batches = self.planned(selected.places, epochs)
+            low, high = self.steps_done, len(batches)
+            while low < high:  # the last step that the bill has room for
+                middle = (low + high + 1) // 2
+                fits = measuring.cost(batches[self.steps_done : middle]) <= left
+                low, high = (middle, high) if fits else (low, middle - 1)
+            batches = batches[:low]
+        self.steps = len(batches)
+        self.afford_steps(0, "choosing")
+        return batches
+
+    # --- phases -------------------------------------------------------------------------------------
+
+    last_validation: dict[str, float] | None = None
+
+    def after_step(self, phase: Phase, trains: Trains) -> training.AfterStep:
+        """Return what is done after every step of a phase: counting, history, validation, telling the parent."""
+        grid, steps = self.recipe.validations, self.steps or 0
+        validated = {math.ceil(steps * (i + 1) / grid) for i in range(grid)} | {steps}
+
+        def after_step(step: int, loss: float, works: Sequence[Work]) -> None:
+            for work in works:
+                self.counter.enter(phase, trains, work)
+            self.steps_done += 1
+            row: dict[str, Any] = {
+                "step": self.steps_done,
+                "phase": phase,
+                "t": time.monotonic(),
+                "seconds": round(self.channel.billed_seconds(BILLED_PHASES), 6),
+                "loss": loss,
+                "flops": self.counter.spent.total,
+            }
+            if self.held_out_items and self.steps_done in validated:
+                row["validation"] = self._validate()
+            self.history.write(json.dumps(row) + "\n")
+            of = self.steps or self._steps_on(len(self.items))  # while nobody knows, as many as all data take
+            self.channel.send("step", step=self.steps_done, of=of, loss=loss, **self.channel.allocated())
+
+        return after_step
+
+    def _validate(self) -> dict[str, float]:
+        with self.channel.phase("validate"):
+            found = self._predict(self.held_out, self.held_out_items, "validate", adapted=True)
+            self.last_validation = scoring.psi(found, self.task.metrics)
+        return self.last_validation
+
+    def _score_test(self, name: str, *, adapted: bool) -> dict[str, float]:
+        with self.channel.phase("score"):
+            found = self._predict(self.test, self.test_items, "score", adapted=adapted)
+            lines = [json.dumps(p.row(), ensure_ascii=False, allow_nan=False) + "\n" for p in found]
+            self._file(name).write_text("".join(lines), encoding="utf-8")
+            return scoring.psi(found, self.task.metrics)
+
+    def _predict(self, examples: Sequence[Any], items: Sequence[Item], phase: Phase, *, adapted: bool) -> list[Any]:
+        """Return a prediction per item; processes take turns by batches, and every one has all of them in the end."""
+        found: list[tuple[int, list[float]]] = []
+        works: list[Work] = []
+        trains: Trains = "method" if adapted else "nothing"
+        turns = (self.engine.rank, self.engine.processes)
+        for values, shape in training.score(self.loaded, self.objective, items, self.recipe.score_batch_size, turns):
+            found += values
+            works.append(Work(shape, backward=False))
+            self.channel.send("progress", phase=phase, done=len(found), of=len(items))
+        for values, done in self.engine.gather((found, works)):
+            found += values if values is not found else []
+            for work in done:
+                self.counter.enter(phase, trains, work)
+        by_place = dict(found)
+        return [scoring.predict(examples[i], by_place[i]) for i in range(len(items))]
+
+    # --- accounts -----------------------------------------------------------------------------------
+
+    def _start_writing(self) -> None:
+        self.history = self._file("history.jsonl").open("w", encoding="utf-8", buffering=1)
+
+    def _file(self, name: str) -> Path:
+        """Return where the first process writes a file, and the others nothing."""
+        return self.folder / name if self.engine.rank == 0 else Path(os.devnull)
+
+    def billed_flops(self) -> int:
+        """Return the FLOPs billed so far, the same for all processes."""
+        return self.engine.first(lambda: self.counter.spent.total)
+
+    def _trained(self, prepared: Prepared) -> Trained:
+        new_head = bool(self.loaded.partition.new_head)
+        return Trained(frozenset(prepared.trained_submodules), new_head, prepared.adapters, prepared.tensors)
+
+    def _tell_what_trains(self, prepared: Prepared, labels: int | None) -> None:
+        """Write down what the passes of a method train, so that they can be counted even if this process dies."""
+        told = {
+            "trained_submodules": list(prepared.trained_submodules),
+            "adapters": None if prepared.adapters is None else dict(prepared.adapters),
+            "tensors": None if prepared.tensors is None else dict(prepared.tensors),
+            "new_head": bool(self.loaded.partition.new_head),
+            "uncounted": prepared.uncounted,
+            "labels": labels,
+        }
+        self._file(TRAINS).write_text(json.dumps(told), encoding="utf-8")
+
+    def _save(self, trained: Mapping[str, Any], prepared: Prepared) -> None:
+        if self.job["save"] == "none" or self.engine.rank > 0:
+            return
+        from safetensors.torch import save_file
+
+        from cprbench.adapt.checkpoints import DELTA
+
+        tensors = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
+        save_file(tensors, str(self.folder / DELTA))
+        if self.job["save"] == "model":
+            from cprbench.adapt.export import save_merged
+
+            config, target = prepared.notes.get("adapter_config"), self.folder / "model"
+            save_merged(self.spec, self.job["model"], tensors, target, self.loaded.labels, adapter_config=config)
+
+
+def _seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _apart(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a selection's notes as the record keeps them: T beside the rest."""
+    own = {key: value for key, value in notes.items() if key != "cross_influence"}
+    beside = {key: value for key, value in notes.items() if key == "cross_influence"}
+    return {**({"selection": own} if own else {}), **beside}
+
+
+def _unchanged(what: str, actual: str, planned: str) -> None:
+    if actual != planned:
+        raise TrainingError(f"{what} is {actual} now and was {planned} when the run was planned: start again.")
