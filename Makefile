@@ -23,6 +23,7 @@ bench: .venv/dev.stamp  ## measurements of cprbench itself
 	$(BIN)/python -m benchmarks.selection
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.partial
+	$(BIN)/python -m benchmarks.profile
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

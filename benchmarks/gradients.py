@@ -174,7 +174,7 @@ def peak(way: str, suffix: str) -> float:
 def main() -> None:
     """Print the table and, as the last line, the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--peak", choices=("engine", "step"))
     parser.add_argument("--shape", default="", choices=tuple(_SHAPES))
     given = parser.parse_args()

@@ -362,9 +362,11 @@ def main() -> None:
         return ours(alias, method) if kind == "ours" else theirs(alias, method, kind)
     if given.stamps:
         return stamps()
+    from cprbench.adapt.products import multiply_by_onednn
     from cprbench.meters import hardware
     from cprbench.runs.inspection import rates
 
+    multiply_by_onednn()  # what the rate is compared with multiplies by it
     machine = rates()
     found: dict[str, float] = {}
     speeds: dict[str, float] = {}

@@ -74,9 +74,9 @@ class Loop:
 def main() -> None:
     """Find the sampling, measure its overhead, print both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--batches", type=int, default=128)
-    parser.add_argument("--orders", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=64)
+    parser.add_argument("--orders", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=3)
     given = parser.parse_args()
     keep_freed_memory()
     loop = Loop(given.batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from cprbench.adapt.objectives import Item, Objective
+from cprbench.errors import TrainingError
 
 T = TypeVar("T")
 
@@ -26,7 +28,15 @@ class Engine:
 
     @classmethod
     def start(cls, precision: str, *, bf16_is_fast: bool) -> Engine:
-        """Return an engine; precision "auto" is bf16 where the hardware multiplies it natively, else fp32."""
+        """Return an engine; precision "auto" is bf16 where the hardware multiplies it natively, else fp32.
+
+        Raises TrainingError where the environment asks accelerate for FSDP.
+        """
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+            raise TrainingError(
+                "ACCELERATE_USE_FSDP = true: sharded parameters (FSDP) are not supported; --processes trains by DDP. "
+                "Unset it."
+            )
         on_gpu = torch.cuda.is_available()
         if precision == "auto":
             fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else bf16_is_fast

@@ -64,7 +64,8 @@ class Session:
         self.loaded = models.load(checkpoint, labels, spec.seed, recipe.attention, four_bit=four_bit)
         self.loaded.model.to(self.engine.device)
         self.objective = objectives.objective_for(self.loaded)
-        self.room = Room.here(self.engine.device, self.folder, self.engine.processes)
+        engine = self.engine  # one answer for all processes, or they would count differently
+        self.room = engine.first(lambda: Room.here(engine.device, self.folder, engine.processes))
         new_head = bool(self.loaded.partition.new_head)
         self.counter = Counter(self._file("work.jsonl"), spec.model, labels, self.job["attempt"], new_head=new_head)
         salt = self.task.name

@@ -11,10 +11,11 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 
-from cprbench.adapt import objectives, training
+from cprbench.adapt import objectives, prefix, training
 from cprbench.adapt.methods.adapters import insert
 from cprbench.adapt.models import LoadedModel, first_trained_layer, layers_of, trained_cells
 from cprbench.adapt.prefix import CachePlan, Room, plan_cache
+from cprbench.runs import forecast
 from cprbench.spec import TrainingSpec
 from tests.adapt.small_models import engine, flops, items, small
 from tests.test_flops import CAUSAL
@@ -163,3 +164,7 @@ def test_adapters_on_input_tables_reach_down_to_them() -> None:
     loaded = small("bert", ())
     insert(loaded, config | {"target_modules": ["layer.2.output.dense"]}, seed=1)
     assert first_trained_layer(loaded) == 2
+
+
+def test_a_plan_knows_the_room_that_a_run_takes() -> None:
+    assert (forecast._CACHE_MEMORY, forecast._CACHE_DISK) == (prefix._MOST_MEMORY, prefix._MOST_DISK)
