@@ -51,7 +51,7 @@ class TrainingSpec(Frozen):
     validation_items: Annotated[int, Field(ge=1)] = 200
     gradient_checkpointing: bool = False
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    compile: bool = False  # by torch.compile, the backbone alone, while it trains
+    compile: bool = False  # by torch.compile, the backbone alone, from training on
     cache_prefix: Literal["auto", "memory", "disk", "off"] = "auto"  # keep what the frozen layers below give
     select_warmup_steps: Count = 50
     select_batches: Annotated[int, Field(ge=1)] = 16

@@ -108,10 +108,7 @@ def _from_hub(source: str, *, offline: bool) -> Checkpoint:
 
 
 def _checkpoint(source: str, label: str, revision: str | None, folder: Path) -> Checkpoint:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: no readable config.json ({error}). Is this a model folder?") from error
+    config, kind = read_config(folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
@@ -122,18 +119,36 @@ def _checkpoint(source: str, label: str, revision: str | None, folder: Path) -> 
         )
     hashes = [(path.name, file_sha256(path)) for path in weights]
     digest = hashes[0][1] if len(hashes) == 1 else _joint(hashes)
-    return Checkpoint(source, label, revision, folder, digest, _kind(config, folder), config)
+    return Checkpoint(source, label, revision, folder, digest, kind, config)
 
 
 def _joint(hashes: list[tuple[str, str]]) -> str:
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in hashes).encode()).hexdigest()
 
 
-def _kind(config: dict[str, Any], folder: Path) -> Kind:
+def read_config(path: Path) -> tuple[dict[str, Any], Kind]:
+    """Return the settings in a model's config.json, and of what kind the model is.
+
+    Raises ModelError for a file that is not readable or no such config, and for encoder-decoder models.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: no readable config ({error}). Pass a model folder or its config.json.") from error
+    if not isinstance(config, dict):
+        raise ModelError(
+            f"{path}: a config is a table of settings, found {type(config).__name__}. Pass the config.json that came "
+            "with the model."
+        )
     if config.get("is_encoder_decoder"):
-        raise ModelError(f"{folder}: encoder-decoder models are not supported. Use an encoder or a causal model.")
+        raise ModelError(f"{path}: encoder-decoder models are not supported. Use an encoder or a causal model.")
     names = config.get("architectures") or []
-    return "causal" if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) else "encoder"
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError(
+            f'{path}: architectures is {names!r:.80}; it is a list of names, such as ["BertModel"]. Use the '
+            "config.json that came with the model."
+        )
+    return config, "causal" if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) else "encoder"
 
 
 def _from_gguf(source: str, label: str, path: Path) -> Checkpoint:

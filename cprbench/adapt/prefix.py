@@ -27,6 +27,14 @@ from cprbench.spec import TrainingSpec
 _MOST_MEMORY, _MOST_DISK, _SHARE = 2 << 30, 16 << 30, 4
 
 
+#: Builds in which every layer runs once, in order, and nothing of cell `head` before them (tests/adapt/test_prefix.py).
+#: Elsewhere a projection may stand before the layers, or one layer run many times, and kept states would be wrong.
+_TRIED = (
+    *("bert", "camembert", "distilbert", "gemma", "gpt2", "llama", "mistral", "qwen2", "qwen3", "roberta"),
+    "xlm-roberta",
+)
+
+
 @dataclass(frozen=True)
 class Room:
     """How many bytes of states one process may keep, in memory (the device's, on a GPU) and on disk."""
@@ -38,9 +46,19 @@ class Room:
     def here(cls, device: torch.device, folder: Path, processes: int = 1) -> Room:
         """Return the room that this machine has now."""
         on_gpu = device.type == "cuda"
-        free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available // processes
+        free = torch.cuda.mem_get_info(device)[0] if on_gpu else _free_memory() // processes
         disk = psutil.disk_usage(str(folder)).free // processes
         return cls(min(_MOST_MEMORY, free // _SHARE), min(_MOST_DISK, disk // _SHARE))
+
+
+def _free_memory() -> int:
+    """Return the bytes that may still be taken: of the machine, and of its control group where that is less."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text("ascii") for name in ("max", "current"))
+        return max(0, min(free, int(limit) - int(used)))
+    except (OSError, ValueError):  # no control group, or "max": no limit
+        return free
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,9 @@ def plan_cache(
         return CachePlan.off("training.cache_prefix = off")
     if first == 0:
         return CachePlan.off("the backward pass reaches the first layer")
+    build = str(loaded.model.config.model_type)  # type: ignore[union-attr]
+    if build not in _TRIED:
+        return CachePlan.off(f"model_type {build!r}: states of its layers have not been tried")
     if recipe.compile:
         return CachePlan.off("training.compile: a compiled model begins at its input")
     items = {id(item): item for batch in batches for item in batch}
@@ -199,7 +220,9 @@ class _OnDisk:
 
     def put(self, key: int, states: Tensor) -> None:
         data = states.contiguous().cpu().view(torch.uint8).numpy().tobytes()
-        os.pwrite(self._file.fileno(), data, self._end)
+        written = 0
+        while written < len(data):  # a disk that fills up takes a part first, and says so the next time
+            written += os.pwrite(self._file.fileno(), data[written:], self._end + written)
         self._where[key] = (self._end, states.shape, states.dtype)
         self._end += len(data)
 

@@ -57,15 +57,22 @@ class Budget:
             given[key] = value
         memory = time = None
         if "memory" in given:
-            found = re.fullmatch(_NUMBER + r"\s?([A-Za-z]+)", given["memory"], re.ASCII)
-            if found is None or found[2] not in _UNITS:
+            memory = size_in_bytes(given["memory"])
+            if memory is None:
                 raise SpecError(f"budget: memory={given['memory']:.40} has no size and unit. {_UNDERSTOOD}")
-            memory = int(Decimal(found[1]) * _UNITS[found[2]])
         if "time" in given:
             if not re.fullmatch(_NUMBER, given["time"], re.ASCII):
                 raise SpecError(f"budget: time={given['time']:.40} is not a share. {_UNDERSTOOD}")
             time = float(given["time"])
         return cls(memory, time)
+
+
+def size_in_bytes(text: str) -> int | None:
+    """Return a size written with its unit, such as 24GiB or 1.5 GB, in bytes; None for what is none."""
+    found = re.fullmatch(_NUMBER + r"\s?([A-Za-z]+)", text, re.ASCII)
+    if found is None or found[2] not in _UNITS:
+        return None
+    return int(Decimal(found[1]) * _UNITS[found[2]])
 
 
 def pick_within(

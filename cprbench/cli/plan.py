@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,6 @@ from cprbench.errors import SpecError
 if TYPE_CHECKING:
     from cprbench.spec import ArmSpec
 
-_UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _METHODS = "head,full,lora,partial"
 _SHEET = "full,lora,qlora,partial,partial+lora"
 _SHEET_K = [0.05, 0.1, 0.15, 0.2, 0.3, 0.5]
@@ -54,7 +52,8 @@ def plan(
 
     if not 0 < utilisation <= 1:
         raise SpecError(f"--utilisation is {utilisation}: a share of the board's peak FLOP/s, above 0 and at most 1.")
-    if not model:
+    models = [name for name in model.split(",") if name]
+    if not models:
         raise SpecError("no model. Pass --model, for example --model minilm or --model path/config.json.")
     limit = _bytes(fits) if fits else None
     settings = read_settings(set_)
@@ -69,8 +68,8 @@ def plan(
         on_gpu=bool(hardware or fits),
     )
     found = forecast.questions_of(spec, data=data, offline=offline)
-    models = [config_of(name, offline=offline) for name in model.split(",") if name]
-    document = forecast.document(models, arms, spec, recipe, found, machine, limit)
+    configs = [config_of(name, offline=offline) for name in models]
+    document = forecast.document(configs, arms, spec, recipe, found, machine, limit)
     if json_:
         typer.echo(canonical_json(document))
         return
@@ -85,6 +84,11 @@ def _arms(method: str, settings: Mapping[str, dict[str, list[Any]]], *, sheet: b
     from cprbench.spec import ArmSpec
 
     methods = [name for name in method.split(",") if name]
+    if not methods:
+        raise SpecError(f"--method {method!r} names no method. Write one, or several with commas: {_METHODS}.")
+    if "selection" in settings:
+        given = f"--set selection.{next(iter(settings['selection']))}"
+        raise SpecError(f"{given}: a plan knows no selections, its arms train on all examples. Leave it out.")
     unused = sorted(set(settings) - {named(name)[0] for name in methods} - {"training"})
     if unused:
         raise SpecError(f"--set {unused[0]}.…: method {unused[0]!r} is not in --method {method}.")
@@ -99,8 +103,9 @@ def _arms(method: str, settings: Mapping[str, dict[str, list[Any]]], *, sheet: b
 
 def _bytes(text: str) -> int:
     """Return a size such as 24GiB, 24GB or 25769803776 in bytes. Raises SpecError for what is none."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text)
-    size = int(float(found[1]) * _UNITS[found[2]]) if found is not None and found[2] in _UNITS else 0
-    if size <= 0:
-        raise SpecError(f"--fits {text!r} is no size. Write 24GiB, 24GB or a number of bytes.")
+    from cprbench.blueprint.budget import size_in_bytes
+
+    size = size_in_bytes(f"{text}B" if text[-1:].isdigit() else text)
+    if not size:
+        raise SpecError(f"--fits {text!r:.40} is no size. Write 24GiB, 24GB or a number of bytes.")
     return size

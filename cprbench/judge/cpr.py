@@ -93,6 +93,7 @@ def group_key(record: RunRecord) -> dict[str, Any]:
         "model": record.spec.model.label,
         "weights_sha256": record.spec.model.weights_sha256,
         "hardware_class": record.environment.hardware_class,
+        "processes": record.environment.facts.get("processes", 1),
         "suite": named,
         "suite_version": record.suite_version if named else None,
         "limits": record.limits,

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cprbench.meters.flops import _FAMILIES, Kind, Trained, _has, _in, _Linear, _norm, _Own, _plan
+from cprbench.errors import ModelError
+from cprbench.meters.flops import FAMILIES, Kind, Linear, Own, Trained, has_norm, has_tensor, plan_of, ranks_in
 
 FP32, BF16 = 4, 2
 #: Activation functions that are one operation and keep one tensor; composites keep one per step of their formula.
@@ -94,16 +95,16 @@ class _Walk:
     """One walk through a model; `live`: the hidden states have gradients at this place."""
 
     def __init__(self, config: Mapping[str, Any], kind: Kind, labels: int | None, trained: Trained, step: Step) -> None:
-        self._plan = _plan(config, kind, labels)
-        family = _FAMILIES[config["model_type"]]
+        self._plan = plan_of(config, kind, labels)
+        family = FAMILIES[config["model_type"]]
         self._heads: int = config[family.keys[2]]
         self._hidden = self._plan.attn[-1].outputs
         self._kv = self._plan.attn[1].outputs if len(self._plan.attn) == 4 else self._plan.width
         self._trained, self._step, self._config = trained, step, config
         self._rms = config["model_type"] in ("gemma", "llama", "mistral", "qwen2", "qwen3")
-        self._p, self._p_attention = _first(config, _DROPOUT, 0.0), _first(config, _ATTENTION_DROPOUT, 0.0)
+        self._p, self._p_attention = _dropped(config, _DROPOUT), _dropped(config, _ATTENTION_DROPOUT)
         self._acts = 1 if _first(config, _ACTIVATION, "gelu") in _FUSED else _COMPOSITE_KEEPS
-        self._own: dict[str, _Own] = dict(trained.tensors or {})
+        self._own: dict[str, Own] = dict(trained.tensors or {})
         if trained.tensors is None and trained.lora is None:
             self._own = dict.fromkeys(trained.cells)
         self.live = False
@@ -113,7 +114,7 @@ class _Walk:
         yield self._embed()
         for cell, linears in self._plan.walk():
             part = self._own.get(cell, ())
-            ranks = _in(cell, self._trained.lora or {}) if cell in self._trained.cells else {}
+            ranks = ranks_in(cell, self._trained.lora or {}) if cell in self._trained.cells else {}
             one = self._attention if cell.startswith("attn") else self._feed_forward
             kept = one(linears, part, ranks)
             yield self._stage(cell, kept, self._work(cell.startswith("attn")))
@@ -132,11 +133,11 @@ class _Walk:
         kept = _Bytes()
         if self.live and not self._rms:  # GPT-2 drops, BERT and its kin normalise and drop
             if self._plan.norm_first is False:
-                kept.position += self._norm_keeps(trains=_norm(part))
+                kept.position += self._norm_keeps(trains=has_norm(part))
             kept.position += self._mask(self.live)
         return self._stage("embed", kept, _Bytes(position=2 * FP32 * self._hidden))
 
-    def _attention(self, linears: tuple[_Linear, ...], part: _Own, ranks: Mapping[str, int]) -> _Bytes:
+    def _attention(self, linears: tuple[Linear, ...], part: Own, ranks: Mapping[str, int]) -> _Bytes:
         kept, step, width = _Bytes(), self._step, self._plan.width
         drops = self._drops(part, ranks) and self._p_attention > 0
         reads = self._enter(kept, part)
@@ -151,7 +152,7 @@ class _Walk:
         if weighs and not context and not copies:
             kept.position += step.width * width
         self._linear(kept, out, any(made), part, ranks, own=bool(ranks.get(out.name)))
-        grad = any(made) or weighs or _has(part, *out.tensors)
+        grad = any(made) or weighs or has_tensor(part, *out.tensors)
         if self._config["model_type"] != "distilbert":
             kept.position += self._mask(grad and self._drops(part, ranks))
         self._leave(kept, grad, part)
@@ -174,13 +175,13 @@ class _Walk:
         kept.pair += step.width  # the mask, made anew in every layer
         return step.width * width
 
-    def _head_norms(self, part: _Own) -> float:
+    def _head_norms(self, part: Own) -> float:
         """Return what Qwen3's norms of queries and keys keep: float32 copies, and their results where they train."""
-        wide, trains = self._plan.width + self._kv, _has(part, "q_norm.weight", "k_norm.weight")
+        wide, trains = self._plan.width + self._kv, has_tensor(part, "q_norm.weight", "k_norm.weight")
         size = self._plan.width // self._heads
         return FP32 * wide + FP32 * wide / size + (self._step.width * wide if trains else 0)
 
-    def _feed_forward(self, linears: tuple[_Linear, ...], part: _Own, ranks: Mapping[str, int]) -> _Bytes:
+    def _feed_forward(self, linears: tuple[Linear, ...], part: Own, ranks: Mapping[str, int]) -> _Bytes:
         kept, step, feed = _Bytes(), self._step, linears[0].outputs
         reads = self._enter(kept, part)
         made = self._reading(kept, linears[:-1], reads, part, ranks)
@@ -192,7 +193,7 @@ class _Walk:
         if self._weighs(down, part, ranks):
             kept.position += step.width * feed
         self._linear(kept, down, any(made), part, ranks, own=False)
-        grad = any(made) or self._weighs(down, part, ranks) or _has(part, *down.tensors)
+        grad = any(made) or self._weighs(down, part, ranks) or has_tensor(part, *down.tensors)
         kept.position += self._mask(grad and self._drops(part, ranks))
         self._leave(kept, grad, part)
         return kept
@@ -202,11 +203,11 @@ class _Walk:
         kept, step, part = _Bytes(), self._step, self._own.get("head", ())
         work = _Bytes()
         if self._plan.norm_first:
-            kept.position += self._norm_keeps(trains=_norm(part))
-            self.live = self.live or _norm(part)
+            kept.position += self._norm_keeps(trains=has_norm(part))
+            self.live = self.live or has_norm(part)
         for cell, linear in self._plan.rows:
-            own: _Own = None if cell == "new" and self._trained.new_head else self._own.get(cell, ())
-            weight = _has(own, linear.tensors[0])
+            own: Own = None if cell == "new" and self._trained.new_head else self._own.get(cell, ())
+            weight = has_tensor(own, linear.tensors[0])
             if weight and linear.inputs == linear.outputs and self._views_first_token():
                 kept.position += FP32 * self._hidden
             kept.row += step.width * linear.inputs * weight
@@ -239,19 +240,19 @@ class _Walk:
 
     # --- operations ---------------------------------------------------------------------------------
 
-    def _enter(self, kept: _Bytes, part: _Own) -> bool:
+    def _enter(self, kept: _Bytes, part: Own) -> bool:
         """Enter the norm of a submodule that normalises its input; return whether its linears' input has gradients."""
         if not self._plan.norm_first:
             return self.live
-        kept.position += self._norm_keeps(trains=_norm(part))
-        return self.live or _norm(part)
+        kept.position += self._norm_keeps(trains=has_norm(part))
+        return self.live or has_norm(part)
 
-    def _leave(self, kept: _Bytes, grad: bool, part: _Own) -> None:
+    def _leave(self, kept: _Bytes, grad: bool, part: Own) -> None:
         """Enter the norm of a submodule that normalises its output, and say whether that has gradients."""
         self.live = self.live or grad
         if not self._plan.norm_first:
-            kept.position += self._norm_keeps(trains=_norm(part))
-            self.live = self.live or _norm(part)
+            kept.position += self._norm_keeps(trains=has_norm(part))
+            self.live = self.live or has_norm(part)
 
     def _norm_keeps(self, *, trains: bool) -> float:
         """Return what a norm keeps: its input with statistics, and, in its plain form, what its weight multiplies."""
@@ -260,7 +261,7 @@ class _Walk:
         return (FP32 * self._hidden + FP32) * self.live + FP32 * self._hidden * trains
 
     def _reading(
-        self, kept: _Bytes, linears: tuple[_Linear, ...], reads: bool, part: _Own, ranks: Mapping[str, int]
+        self, kept: _Bytes, linears: tuple[Linear, ...], reads: bool, part: Own, ranks: Mapping[str, int]
     ) -> list[bool]:
         """Enter linears that read one input; return which of their outputs have gradients."""
         made, step = [], self._step
@@ -270,11 +271,11 @@ class _Walk:
         for linear, weighed in zip(linears, weighs, strict=True):
             # Under autocast every linear casts for itself, and autograd keeps each copy.
             self._linear(kept, linear, reads, part, ranks, own=weighed)
-            made.append(reads or weighed or _has(part, *linear.tensors))
+            made.append(reads or weighed or has_tensor(part, *linear.tensors))
         return made
 
     def _linear(
-        self, kept: _Bytes, linear: _Linear, reads: bool, part: _Own, ranks: Mapping[str, int], *, own: bool
+        self, kept: _Bytes, linear: Linear, reads: bool, part: Own, ranks: Mapping[str, int], *, own: bool
     ) -> None:
         """Enter one linear: its `own` copy of its input, where it makes one, its weight's in 16 bits, its adapter."""
         step, rank = self._step, ranks.get(linear.name, 0)
@@ -289,11 +290,11 @@ class _Walk:
             frozen = 0 if step.four_bit or not reads else linear.inputs * linear.outputs
             kept.fixed += BF16 * (adapter + frozen)
 
-    def _weighs(self, linear: _Linear, part: _Own, ranks: Mapping[str, int]) -> bool:
+    def _weighs(self, linear: Linear, part: Own, ranks: Mapping[str, int]) -> bool:
         """Return whether a linear's weight or adapter trains, so that its input is kept."""
-        return ranks.get(linear.name, 0) > 0 or _has(part, linear.tensors[0])
+        return ranks.get(linear.name, 0) > 0 or has_tensor(part, linear.tensors[0])
 
-    def _drops(self, part: _Own, ranks: Mapping[str, int]) -> bool:
+    def _drops(self, part: Own, ranks: Mapping[str, int]) -> bool:
         """Return whether a submodule is in train mode: it holds something that trains."""
         return self._step.drops and (part is None or bool(part) or bool(ranks))
 
@@ -302,6 +303,18 @@ class _Walk:
         if not (drops and self._step.drops and self._p > 0):
             return 0
         return self._hidden * (1 if self._step.on_gpu else self._step.width)
+
+
+def _dropped(config: Mapping[str, Any], keys: tuple[str, ...]) -> float:
+    """Return the share that is dropped. Raises ModelError for a setting that is none."""
+    value = _first(config, keys, 0.0)
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        key = next(key for key in keys if config.get(key) is not None)
+        raise ModelError(
+            f"model_type {config['model_type']!r}: {key} is {value!r:.80} in its config; it is a share of 0 to 1. Use "
+            "the config.json that came with the model."
+        )
+    return float(value)
 
 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...], default: Any) -> Any:

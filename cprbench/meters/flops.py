@@ -132,13 +132,14 @@ class _Family:
     norm_first: bool = False  # each cell normalises its input, not its output
     pooler: bool = False  # a pooler of the model (cell "head") stands before the new classifier
     table: str = "embed_tokens"  # the input table, which a tied lm_head multiplies with
+    dropout: str = ""  # the config's name of the dropout that a layer ends with
 
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _LM = ("vocab_size", "tie_word_embeddings")
 #: Every config key that the count reads; a record stores these in spec.model.config.
 KEPT_CONFIG_KEYS = (
-    *("model_type", *_SIZES, *_LM, "num_key_value_heads", "head_dim", "add_cross_attention"),
+    *("model_type", *_SIZES, *_LM, "num_key_value_heads", "head_dim", "add_cross_attention", "resid_pdrop"),
     *("n_embd", "n_layer", "n_head", "n_inner", "dim", "n_layers", "n_heads", "hidden_dim"),
 )
 _NULLABLE = frozenset({"head_dim", "n_inner", "num_key_value_heads"})  # None: follows from other sizes
@@ -152,15 +153,14 @@ _LLAMA_ATTN = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self
 _LLAMA_FFN = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _LLAMA_KEYS = (*_SIZES, *_LM, "num_key_value_heads")
 _LLAMA = _Family("causal", _LLAMA_KEYS, _LLAMA_ATTN, _LLAMA_FFN, norm_first=True)
+_GPT2_ATTN, _GPT2_FFN = ("attn.c_attn", "attn.c_proj"), ("mlp.c_fc", "mlp.c_proj")
 _GPT2_KEYS = ("n_embd", "n_layer", "n_head", "n_inner", *_LM)
-_FAMILIES = {
+FAMILIES = {
     "bert": _BERT,
     "camembert": _ROBERTA,
     "distilbert": _Family("encoder", _DISTILBERT_KEYS, _DISTILBERT_ATTN, ("ffn.lin1", "ffn.lin2")),
     "gemma": replace(_LLAMA, keys=(*_LLAMA_KEYS, "head_dim")),
-    "gpt2": _Family(
-        "causal", _GPT2_KEYS, ("attn.c_attn", "attn.c_proj"), ("mlp.c_fc", "mlp.c_proj"), True, table="wte"
-    ),
+    "gpt2": _Family("causal", _GPT2_KEYS, _GPT2_ATTN, _GPT2_FFN, True, table="wte", dropout="resid_pdrop"),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -173,9 +173,9 @@ _FAMILIES = {
 def supported(config: Mapping[str, Any]) -> str | None:
     """Return None when the FLOPs of this architecture can be counted, else why not."""
     name = config.get("model_type")
-    family = _FAMILIES.get(name) if isinstance(name, str) else None
+    family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
-        return f"model_type {name!r} has no FLOP count (counted: {', '.join(_FAMILIES)})"
+        return f"model_type {name!r} has no FLOP count (counted: {', '.join(FAMILIES)})"
     for key in family.keys:
         value = config.get(key)
         fits = isinstance(value, bool) if key == "tie_word_embeddings" else type(value) is int and value > 0
@@ -192,7 +192,7 @@ def sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Linear:
+class Linear:
     name: str  # inside its layer
     inputs: int
     outputs: int
@@ -209,12 +209,13 @@ class _Plan:
 
     layers: int
     norm_first: bool
+    drops: bool  # a layer ends with dropout, where what it drops out trains
     width: int  # heads x head size: what a pair of positions multiplies, once for scores, once for context
-    attn: tuple[_Linear, ...]  # query, key and value (or all in one), then output
-    ffn: tuple[_Linear, ...]
-    rows: tuple[tuple[str, _Linear], ...]  # pooler and classifier, or lm_head, each with the cell of its weight
+    attn: tuple[Linear, ...]  # query, key and value (or all in one), then output
+    ffn: tuple[Linear, ...]
+    rows: tuple[tuple[str, Linear], ...]  # pooler and classifier, or lm_head, each with the cell of its weight
 
-    def walk(self) -> Iterator[tuple[str, tuple[_Linear, ...]]]:
+    def walk(self) -> Iterator[tuple[str, tuple[Linear, ...]]]:
         """Yield (cell, its linears) in execution order."""
         for layer in range(self.layers):
             yield f"attn.{layer}", self.attn
@@ -224,11 +225,11 @@ class _Plan:
         return frozenset({"embed", "head", *(cell for cell, _ in self.walk())})
 
 
-def _plan(config: Mapping[str, Any], kind: Kind, labels: int | None) -> _Plan:
+def plan_of(config: Mapping[str, Any], kind: Kind, labels: int | None) -> _Plan:
     why = supported(config)
     if why is not None:
         raise ModelError(f"{why}.")
-    family = _FAMILIES[config["model_type"]]
+    family = FAMILIES[config["model_type"]]
     if family.kind != kind:
         raise ModelError(f"model_type {config['model_type']!r} is counted as {family.kind}, not as {kind}.")
     if kind == "encoder" and (labels is None or labels < 1):
@@ -237,17 +238,18 @@ def _plan(config: Mapping[str, Any], kind: Kind, labels: int | None) -> _Plan:
     feed, head_size = feed or 4 * hidden, config.get("head_dim") or hidden // heads
     width, kv = heads * head_size, (config.get("num_key_value_heads") or heads) * head_size
     reads = (width, kv, kv) if len(family.attn) == 4 else (width + 2 * kv,)
-    attn = [_Linear(name, hidden, outputs) for name, outputs in zip(family.attn[:-1], reads, strict=True)]
-    attn.append(_Linear(family.attn[-1], width, hidden))
-    ffn = [*(_Linear(name, hidden, feed) for name in family.ffn[:-1]), _Linear(family.ffn[-1], feed, hidden)]
+    attn = [Linear(name, hidden, outputs) for name, outputs in zip(family.attn[:-1], reads, strict=True)]
+    attn.append(Linear(family.attn[-1], width, hidden))
+    ffn = [*(Linear(name, hidden, feed) for name in family.ffn[:-1]), Linear(family.ffn[-1], feed, hidden)]
     if kind == "causal":
         tied = config["tie_word_embeddings"]
-        lm_head = _Linear(family.table if tied else "lm_head", hidden, config["vocab_size"])
+        lm_head = Linear(family.table if tied else "lm_head", hidden, config["vocab_size"])
         rows = [("embed" if tied else "head", lm_head)]
     else:
-        pooler = _Linear("pooler.dense", hidden, hidden)
-        rows = [("head" if family.pooler else "new", pooler), ("new", _Linear("classifier", hidden, labels or 0))]
-    return _Plan(layers, family.norm_first, width, tuple(attn), tuple(ffn), tuple(rows))
+        pooler = Linear("pooler.dense", hidden, hidden)
+        rows = [("head" if family.pooler else "new", pooler), ("new", Linear("classifier", hidden, labels or 0))]
+    drops = bool(family.dropout and config.get(family.dropout, 0.1))
+    return _Plan(layers, family.norm_first, drops, width, tuple(attn), tuple(ffn), tuple(rows))
 
 
 #: A norm's tensor, in a cell's names: "ln_1.bias", "output.LayerNorm.weight", but not Qwen3's "q_norm.weight".
@@ -271,7 +273,7 @@ def count(
     config: Mapping[str, Any], kind: Kind, labels: int | None, trained: Trained, passes: Iterable[Pass]
 ) -> dict[tuple[str, int], Flops]:
     """Return the FLOPs of all passes by (phase, attempt). Raises what `pass_flops` raises."""
-    plan = _plan(config, kind, labels)
+    plan = plan_of(config, kind, labels)
     _check(plan, trained)
     rates: dict[tuple[Any, ...], _Rates] = {}
     found: dict[tuple[str, int], Flops] = {}
@@ -298,7 +300,7 @@ def _check(plan: _Plan, trained: Trained) -> None:
     for cell, names in own.items():
         known = [tensor for linear in inside.get(cell, ()) for tensor in linear.tensors]
         for name in names:
-            if cell != "embed" and not _has([name], *known) and not _norm([name]):
+            if cell != "embed" and not has_tensor([name], *known) and not has_norm([name]):
                 raise SpecError(f"submodule {cell!r} has no tensor {name!r}. {did_you_mean(name, known)}")
 
 
@@ -319,7 +321,7 @@ class _Rates:
 
 
 #: The tensors of a cell that train, by name; None: all of them.
-_Own = Sequence[str] | None
+Own = Sequence[str] | None
 
 
 def _rates(plan: _Plan, trained: Trained, p: Pass) -> _Rates:
@@ -329,7 +331,7 @@ def _rates(plan: _Plan, trained: Trained, p: Pass) -> _Rates:
         raise SpecError(f"a pass from layer {p.first_layer} to {last} does not fit a model of {plan.layers} layers.")
     method = trains == "method"
     ranks = trained.lora or {} if method else {}
-    own: dict[str, _Own] = {}
+    own: dict[str, Own] = {}
     if method and trained.tensors is not None:
         own.update(trained.tensors)
     elif trains == "all" or (method and trained.lora is None):
@@ -342,8 +344,8 @@ def _rates(plan: _Plan, trained: Trained, p: Pass) -> _Rates:
     for cell, linears in plan.walk():
         if not p.first_layer <= int(cell.partition(".")[2]) < last:
             continue
-        part, adapters = own.get(cell, ()), _in(cell, ranks) if cell in trained.cells else {}
-        reads = live or (plan.norm_first and _norm(part))
+        part, adapters = own.get(cell, ()), ranks_in(cell, ranks) if cell in trained.cells else {}
+        reads = live or (plan.norm_first and has_norm(part))
         made = []  # which outputs of the reading linears have gradients
         for linear in linears[:-1]:
             cost, grad = _product(linear, reads, part, adapters.get(linear.name, 0), backward)
@@ -353,10 +355,12 @@ def _rates(plan: _Plan, trained: Trained, p: Pass) -> _Rates:
             query, key, value = made if len(made) == 3 else made * 3
             pair += 2 * plan.width * (2 + backward * (query + key + (query or key) + value))
         cost, grad = _product(linears[-1], any(made), part, adapters.get(linears[-1].name, 0), backward)
-        # What a layer ends with when no norm follows is not repeated: its backward needs its input alone.
-        position += 0 if p.recompute and plan.norm_first and linears is plan.ffn else cost
-        live = live or grad or (not plan.norm_first and _norm(part))
-    live = live or (plan.norm_first and _norm(own.get("head", ())))  # the final norm
+        if p.recompute and plan.norm_first and linears is plan.ffn and not (plan.drops and (part != () or adapters)):
+            # What a layer ends with is not repeated: its backward needs its input alone. That is lora_B, or the linear.
+            cost = cost - 2 * linears[-1].outputs * rank if (rank := adapters.get(linears[-1].name, 0)) else 0
+        position += cost
+        live = live or grad or (not plan.norm_first and has_norm(part))
+    live = live or (plan.norm_first and has_norm(own.get("head", ())))  # the final norm
     for cell, linear in plan.rows if p.last_layer is None else ():
         cost, live = _product(linear, live, own.get(cell, ()), 0, backward)
         row += cost
@@ -365,29 +369,29 @@ def _rates(plan: _Plan, trained: Trained, p: Pass) -> _Rates:
     return _Rates(position, pair, row)
 
 
-def _in(cell: str, ranks: Mapping[str, int]) -> dict[str, int]:
+def ranks_in(cell: str, ranks: Mapping[str, int]) -> dict[str, int]:
     """Return linear -> rank in one cell: its own where it has one, else that of all cells."""
     own = {name.rpartition("/")[2]: rank for name, rank in ranks.items() if name.startswith(f"{cell}/")}
     return {name: rank for name, rank in ranks.items() if "/" not in name} | own
 
 
-def _product(linear: _Linear, reads: bool, part: _Own, rank: int, backward: bool) -> tuple[int, bool]:
+def _product(linear: Linear, reads: bool, part: Own, rank: int, backward: bool) -> tuple[int, bool]:
     """Return the FLOPs per row of a linear with its adapter, and whether its output has gradients.
 
     `reads`: its input has gradients; `part`: what trains in its cell; `rank`: of its adapter, 0 without one.
     """
     once, down, up = 2 * linear.inputs * linear.outputs, 2 * linear.inputs * rank, 2 * rank * linear.outputs
-    weights = _has(part, linear.tensors[0])
+    weights = has_tensor(part, linear.tensors[0])
     cost = once + down + up
     if backward:
         cost += once * (reads + weights) + down * (reads + 1) + up * 2
-    return cost, reads or rank > 0 or _has(part, *linear.tensors)
+    return cost, reads or rank > 0 or has_tensor(part, *linear.tensors)
 
 
-def _has(part: _Own, *ends: str) -> bool:
+def has_tensor(part: Own, *ends: str) -> bool:
     return part is None or any(f".{name}".endswith(f".{end}") for name in part for end in ends)
 
 
-def _norm(part: _Own) -> bool:
+def has_norm(part: Own) -> bool:
     """Return whether a norm over the hidden states trains."""
     return part is None or any(_NORM.search(name) for name in part)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cprbench.meters.activations import FP32, Stage, Step, stages
-from cprbench.meters.flops import Kind, Trained, _in, _plan
+from cprbench.meters.flops import Kind, Trained, plan_of, ranks_in
 from cprbench.meters.parameters import layout
 
 #: State of an optimizer, bytes per trained parameter: two moments, of 4 bytes each or quantised to 1.
@@ -114,7 +114,7 @@ def footprint(
 
 def _probed(config: Mapping[str, Any], kind: Kind, labels: int | None, step: Step) -> int:
     """Return the most bytes while gradients of all submodules are measured: each goes when it was looked at."""
-    everything = Trained(_plan(config, kind, labels).cells(), new_head=kind == "encoder")
+    everything = Trained(plan_of(config, kind, labels).cells(), new_head=kind == "encoder")
     counts = _Counts(config, kind, labels, everything)
     passed = stages(config, kind, labels, everything, replace(step, drops=False))
     return _highest(passed, counts, checkpointing=False, stream=True)
@@ -137,8 +137,8 @@ class _Counts:
             elif trained.lora is not None or cell not in trained.cells:
                 continue
             self.own[cell] = sum(map(math.prod, shapes.values()))
-        for cell, linears in _plan(config, kind, labels).walk():
-            ranks = _in(cell, trained.lora or {}) if cell in trained.cells else {}
+        for cell, linears in plan_of(config, kind, labels).walk():
+            ranks = ranks_in(cell, trained.lora or {}) if cell in trained.cells else {}
             self._linears += sum(linear.inputs * linear.outputs for linear in linears)
             self._adapters[cell] = sum(ranks.get(one.name, 0) * (one.inputs + one.outputs) for one in linears)
         #: The gradient of a tied table comes from the output layer first, and again from the input.

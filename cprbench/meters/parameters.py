@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cprbench.errors import ModelError
-from cprbench.meters.flops import Kind, _Linear, _plan
+from cprbench.meters.flops import Kind, Linear, plan_of, sizes
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -86,6 +86,11 @@ _NAMES = {
 #: Linears of Llama's kin whose bias is a setting; Qwen2 always has one on its query, key and value.
 _BIAS_KEYS = {"self_attn": "attention_bias", "mlp": "mlp_bias"}
 _WITH_BIAS_KEYS = {"llama": ("self_attn", "mlp"), "gemma": ("self_attn",), "qwen3": ("self_attn",)}
+#: Sizes that are read in every family, whether it has to say them or not.
+_ANYWHERE = ("head_dim", "num_key_value_heads")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
+#: More than any model has: the walk through its layers would not come back.
+_MOST_LAYERS, _MOST = 10**4, 10**9
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,10 @@ def layout(config: Mapping[str, Any], kind: Kind, labels: int | None) -> Layout:
     A BERT's pooler counts as part of the checkpoint. Raises ModelError for an architecture that is not known or a
     config that lacks a size, and SpecError for labels that no head has.
     """
-    plan, names = _plan(config, kind, labels), _NAMES[config["model_type"]]
+    for key, value in sizes(config).items():
+        if (type(value) is int and value > 0) or (key in _ANYWHERE and value is not None):
+            _size(config, key)
+    plan, names = plan_of(config, kind, labels), _NAMES[config["model_type"]]
     width = plan.attn[-1].outputs  # the hidden size
     tensors: dict[str, Shapes] = {"embed": {}}
     for table, key in names.tables.items():
@@ -153,16 +161,16 @@ def layout(config: Mapping[str, Any], kind: Kind, labels: int | None) -> Layout:
 
 def layer_linears(config: Mapping[str, Any], kind: Kind) -> dict[tuple[str, str], tuple[int, int]]:
     """Return the linears of all layers: (submodule, name inside its layer) -> (inputs, outputs)."""
-    plan = _plan(config, kind, labels=1)
+    plan = plan_of(config, kind, labels=1)
     return {(cell, own.name): (own.inputs, own.outputs) for cell, inside in plan.walk() for own in inside}
 
 
 def _size(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 1 <= value <= (_MOST_LAYERS if key in _LAYERS else _MOST):
         raise ModelError(
-            f"model_type {config['model_type']!r}: {key} is {value!r} in its config, so its parameters cannot be "
-            "counted. Use the config.json that came with the model."
+            f"model_type {config.get('model_type')!r:.80}: {key} is {value!r:.80} in its config, so its parameters "
+            "cannot be counted. Use the config.json that came with the model."
         )
     return value
 
@@ -171,11 +179,11 @@ def _norm(name: str, width: int, names: _Names) -> Shapes:
     return {f"{name}.{part}": (width,) for part in (("weight", "bias") if names.biased else ("weight",))}
 
 
-def _square(name: str, linear: _Linear) -> Shapes:
+def _square(name: str, linear: Linear) -> Shapes:
     return {f"{name}.weight": (linear.outputs, linear.inputs), f"{name}.bias": (linear.outputs,)}
 
 
-def _linear(config: Mapping[str, Any], linear: _Linear, names: _Names) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _linear(config: Mapping[str, Any], linear: Linear, names: _Names) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the tensors of a linear inside its layer, and the norm on its output where it has one."""
     model = config["model_type"]
     # GPT-2 keeps its weights as (inputs, outputs).
@@ -186,4 +194,4 @@ def _linear(config: Mapping[str, Any], linear: _Linear, names: _Names) -> Iterat
     if names.biased or switched or (model == "qwen2" and last in ("q_proj", "k_proj", "v_proj")):
         yield f"{linear.name}.bias", (linear.outputs,)
     if model == "qwen3" and last in ("q_proj", "k_proj"):
-        yield f"{part}.{last[0]}_norm.weight", (config["head_dim"],)
+        yield f"{part}.{last[0]}_norm.weight", (_size(config, "head_dim"),)

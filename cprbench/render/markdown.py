@@ -65,12 +65,13 @@ def _group(group: Group) -> list[str]:
     suite = f", suite {escape(key['suite'])} v{key['suite_version']}" if key["suite"] else ""
     limits = "".join(f", {escape(name)} {value}" for name, value in sorted(key["limits"].items()))
     blocks = max((len(arm.blocks) for arm in group.arms), default=0)
+    processes = f", {key['processes']} processes" if key["processes"] > 1 else ""
     parts = [
         f"## {escape(key['task'])} v{key['task_version']} x {escape(key['model'])}",
         "",
         headline(group),
         "",
-        f"{escape(key['hardware_class'])}{suite}{limits}. {blocks} block{'s' if blocks != 1 else ''}: "
+        f"{escape(key['hardware_class'])}{processes}{suite}{limits}. {blocks} block{'s' if blocks != 1 else ''}: "
         + ("points, no interval." if blocks < 3 else "means over blocks."),
     ]
     if key["loop"] != "cprbench":

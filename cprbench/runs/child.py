@@ -26,6 +26,11 @@ from cprbench.runs.store import SAMPLES
 from cprbench.spec import Status
 
 _PATIENCE_SECONDS = 0.5
+#: What tells a process that it is one of many; a launcher around us speaks of its own, not of our children.
+_PLACES = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE"),
+    *("PMI_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+)
 _GRACE_SECONDS = 5.0
 LOG = "child.log"
 Observer = Callable[[Mapping[str, Any]], None]
@@ -94,7 +99,7 @@ def run_child(
         os.fdopen(to_child[1], "w", encoding="utf-8", buffering=1) as line_out,
         os.fdopen(from_child[0], "r", encoding="utf-8") as lines_in,
     ):
-        helper_died = _watch(started)
+        died = _watch(started)
         try:
             if not meter:
                 outcome = _listen(lines_in, None, line_out, observe)
@@ -104,14 +109,14 @@ def run_child(
                 with Recorder(folder / SAMPLES, own, job["attempt"]) as recorder:
                     recorder.edge("setup", "start", job["launched"], {})
                     outcome = _listen(lines_in, recorder, line_out, observe)
+            if died and (outcome is None or _is_echo(outcome)):
+                outcome = _death(died[0], folder / LOG, oom=_oom_kills() > oom_before)
         except KeyboardInterrupt:
             outcome = Outcome("interrupted", None, "interrupted by Ctrl-C")
         finally:
             for member in started:
                 stop_group(member)
     path.unlink()
-    if outcome is None and helper_died:
-        return _death(helper_died[0], folder / LOG, oom=_oom_kills() > oom_before)
     if outcome is not None:
         return outcome
     return _death(process.returncode, folder / LOG, oom=_oom_kills() > oom_before)
@@ -124,7 +129,7 @@ def _environment(offline: bool) -> dict[str, str]:
         # Every run pays for what it compiles, in its own process: a cache would make the second arm's cheaper.
         "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in _PLACES},
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
@@ -151,17 +156,22 @@ def _together(processes: int, variables: Mapping[str, str]) -> list[dict[str, st
     return [{**everyone, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
+def _is_echo(outcome: Outcome) -> bool:
+    """Return whether the first process tells no more than that another one has gone: an error that is not ours."""
+    return outcome.status == "failed" and not hasattr(cprbench.errors, outcome.error_kind or "")
+
+
 def _watch(started: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """End the first process soon after another one failed: it would wait for it. Return where the code will be."""
+    """End the first process soon after another one failed: it would wait for it. Return where their codes will be."""
     died: list[int] = []
 
     def watch(helper: subprocess.Popen[bytes]) -> None:
         code = helper.wait()
         if code != 0:
+            died.append(code)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 started[0].wait(timeout=_GRACE_SECONDS)  # most often it has met the same error and tells it itself
                 return
-            died.append(code)
             stop_group(started[0])
 
     for helper in started[1:]:

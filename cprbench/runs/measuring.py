@@ -23,6 +23,7 @@ from cprbench.adapt.gradients.measure import submodule_norms, warm_head
 from cprbench.adapt.gradients.steps import probe_sets, step_cost, time_steps
 from cprbench.adapt.methods import Context, Prepared, Probe, Target, method_class
 from cprbench.adapt.objectives import Item, Shape, Work
+from cprbench.adapt.products import float32_products
 from cprbench.adapt.selection import Measured, Pool
 from cprbench.blueprint.schema import StepCost
 from cprbench.meters.flops import Flops, Trained, Trains
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Measuring:
-    """The measurements of one run. `session`: worker.Session, whose batches and accounts they use."""
+    """The measurements of one run. `session`: the run, whose batches and accounts they use."""
 
     def __init__(self, session: Session, examples: Sequence[Example], items: Sequence[Item]) -> None:
         self._session = session
@@ -65,7 +66,7 @@ class Measuring:
             ),
             measure_norms=self.norms,
             measure_step=self.step,
-            memory_bytes=peak_memory_bytes,
+            memory_bytes=lambda: self._session.engine.first(peak_memory_bytes),
         )
 
     def pool(self, prepared: Prepared) -> Pool:
@@ -217,6 +218,7 @@ class Measuring:
                 "batch_size": recipe.select_batch_size,
                 "attention": recipe.attention,
                 "precision": session.engine.precision,
+                "products": float32_products(),
                 "hardware_class": session.job["hardware_class"],
                 "torch": torch.__version__,
             }
@@ -252,6 +254,7 @@ class Measuring:
 
         All of them where even they leave some of it.
         """
+        self._session.must_count()
         low, high, left = 1, len(order), flops - self._session.billed_flops()
         while low < high:
             middle = (low + high + 1) // 2

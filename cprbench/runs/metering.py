@@ -80,14 +80,16 @@ def open_bench(options: MeterOptions, *, devices: int | None = 1) -> Bench:
     return Bench(gpu, meters, flags, environment)
 
 
-def environment_of(bench: Bench, on_gpu: bool, carbon: CarbonFactors | None) -> Environment:
-    """Return what a record keeps of the machine."""
+def environment_of(bench: Bench, on_gpu: bool, carbon: CarbonFactors | None, processes: int = 1) -> Environment:
+    """Return what a record keeps of the machine, and of the processes that shared the work where there were several."""
     commit, dirty = hardware.checkout()
     facts: dict[str, Any] = hardware.machine_facts()
     for meter in bench.meters:
         facts[meter.name] = meter.facts()
     facts["rates"] = last_rates(bench.hardware_class(on_gpu))
     facts["carbon"] = carbon.facts() if carbon is not None else None
+    if processes > 1:
+        facts["processes"] = processes
     return Environment(
         hardware_class=bench.hardware_class(on_gpu),
         devices=bench.gpu.facts()["gpus"] if on_gpu else [],

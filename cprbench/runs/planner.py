@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -292,8 +294,10 @@ def _check_steps(found: Inspected, arm: Arm, recipe: TrainingSpec) -> None:
     if arm.follows is None and getattr(arm.selection, "flops_of", None):
         raise SpecError("selection.flops_of is for suites (baselines = true). Give selection.flops as a number.")
     opaque = getattr(arm.method, "opaque", None)
-    if arm.follows is not None and (why := opaque or supported(found.model.config)) is not None:
-        raise TrainingError(f"there are no FLOPs to compare by: {why}. Leave out its baselines.")
+    meets = "its baselines" if arm.follows is not None else "selection.flops"
+    billed = arm.follows is not None or getattr(arm.selection, "flops", None) is not None
+    if billed and (why := opaque or supported(found.model.config)) is not None:
+        raise TrainingError(f"there are no FLOPs to compare by: {why}. Leave out {meets}.")
     if opaque is not None and (arm.selection.warms_head or getattr(arm.selection, "flops", None)):
         name = arm.selection.name
         raise MethodError(f"selection {name!r} asks for what cannot be told: {opaque}. Use a config of plain LoRA.")
@@ -307,6 +311,8 @@ def _check_recipe(found: Inspected, recipe: TrainingSpec) -> None:
             f"training.optimizer = adamw8bit: {lacks}. Its 8-bit moments live on a CUDA GPU: use adamw, or pip install "
             "'cprbench[qlora]' on a machine that has one."
         )
+    if recipe.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "c++", "clang++"))):
+        raise TrainingError("training.compile = true: there is no C++ compiler here. Install g++, or leave it out.")
     if recipe.compile and recipe.cache_prefix in ("memory", "disk"):
         raise TrainingError(
             f"training.compile = true, training.cache_prefix = {recipe.cache_prefix}: a compiled model begins at its "

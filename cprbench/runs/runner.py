@@ -304,7 +304,7 @@ class _Launcher:
             attempts=attempt,
             limits=planned.limits,
             spec=planned.spec,
-            environment=environment_of(bench, on_gpu, carbon),
+            environment=environment_of(bench, on_gpu, carbon, self._options.processes),
             psi=Psi.model_validate(result.get("psi", empty)),
             gamma=bill.gamma,
             seconds=bill.seconds,

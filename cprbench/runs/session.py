@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ class Session:
         files = self.job["files"]
         name, settings = spec.method.name, spec.method.settings
         method = build_method(name, unpinned(name, settings, files["method"]))
+        if "memory" in getattr(method, "budget", ""):
+            self.room = replace(self.room, memory=0)  # what the budget leaves is not known here
         settings = unpinned("selection", spec.selection.settings, files["selection"])
         selection = build_selection(spec.selection.name, settings)
         kept = selection.kept(len(chosen))
@@ -187,6 +190,7 @@ class Session:
         """Return all batches of the run; `rest` of them are trained after what the choice has used up."""
         batches = self.planned(selected.places)
         if selected.flops is not None:
+            self.must_count()
             epochs, left = self.recipe.epochs, selected.flops - self.billed_flops()
             while measuring.cost(batches[self.steps_done :]) < left:
                 epochs *= 2
@@ -268,6 +272,13 @@ class Session:
     def _file(self, name: str) -> Path:
         """Return where the first process writes a file, and the others nothing."""
         return self.folder / name if self.engine.rank == 0 else Path(os.devnull)
+
+    def must_count(self) -> None:
+        """Raise TrainingError where a bill in FLOPs has to be met and there is no count."""
+        if self.counter.uncounted is not None:
+            raise TrainingError(
+                f"there are no FLOPs to compare by: {self.counter.uncounted}. Leave out selection.flops."
+            )
 
     def billed_flops(self) -> int:
         """Return the FLOPs billed so far, the same for all processes."""

@@ -64,8 +64,8 @@ def trained_sets(method: Method, target: Target, config: Config, *, new_head: bo
         case "partial" | "partial+lora":
             return _picked(method, target, config, blueprint, new_head)
     raise MethodError(
-        f"method {method.name!r} cannot be planned: what it trains is known once it is in the model. Plan lora of the "
-        "same rank instead."
+        f"method {method.name!r} cannot be planned: what a peft config trains is counted when it runs. Where it is "
+        "plain LoRA, plan lora of the same rank for an estimate."
     )
 
 
@@ -127,11 +127,11 @@ def _some(tensors: Mapping[str, Sequence[str]], new_head: bool) -> Trained:
 
 def _scanned(method: Any, target: Target, new_head: bool) -> TrainedSet:
     """Return the set of a Spectrum scan: a k-set of its ranking (JSON), or the parameters that it names (YAML)."""
-    from cprbench.adapt.methods.spectrum import _is_json, _ranked
+    from cprbench.adapt.methods.spectrum import is_json, ranked
 
     text = files.read_bytes(Path(method.scan)).decode("utf-8")
-    if _is_json(text):
-        return _whole(_filled(method, _ranked(text, target.tensors), target), new_head)
+    if is_json(text):
+        return _whole(_filled(method, ranked(text, target.tensors), target), new_head)
     named = set(from_spectrum(text, target.tensors).parameters)
     return TrainedSet(_some({c: [n for n in names if n in named] for c, names in target.tensors.items()}, new_head))
 

@@ -70,6 +70,8 @@ def main(job_path: str, read_fd: int, write_fd: int) -> int:
         channel.send("result", result=result)
         return 0
     except CprbenchError as error:
+        if not first:
+            traceback.print_exc()  # to the log: nobody listens to this one
         channel.send("error", status="failed", kind=type(error).__name__, message=str(error))
     except Exception as error:
         status = "out_of_memory" if _is_out_of_memory(error) else "failed"

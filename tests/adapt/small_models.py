@@ -61,9 +61,8 @@ def engine(precision: str = "fp32") -> Engine:
     return Engine.start(precision, bf16_is_fast=False)
 
 
-def flops(loaded: models.LoadedModel, trains: tuple[str, ...], works: list[Any]) -> int:
+def flops(loaded: models.LoadedModel, trained: Trained, works: list[Any]) -> int:
     """Return what cprbench counts for the passes that a training loop says it took."""
-    trained = Trained(frozenset(trains), bool(loaded.partition.new_head))
     passes = [
         Pass(
             phase="train",

@@ -8,13 +8,23 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 
 from cprbench.adapt import objectives, prefix, training
-from cprbench.adapt.methods.adapters import insert
-from cprbench.adapt.models import LoadedModel, first_trained_layer, layers_of, trained_cells
+from cprbench.adapt.methods.adapters import insert, lora_ranks
+from cprbench.adapt.models import (
+    LoadedModel,
+    first_trained_layer,
+    layer_linears,
+    layers_of,
+    partition,
+    task_head,
+    trained_cells,
+)
 from cprbench.adapt.prefix import CachePlan, Room, plan_cache
+from cprbench.meters.flops import Trained
 from cprbench.runs import forecast
 from cprbench.spec import TrainingSpec
 from tests.adapt.small_models import engine, flops, items, small
@@ -88,7 +98,40 @@ def test_the_passes_told_are_what_torch_executes(name: str, trains: tuple[str, .
         FlopCounterMode(display=False) as counter,
     ):
         _, works, _ = fit(loaded, **recipe)
-    assert flops(loaded, trains, works) == counter.get_total_flops()
+    assert (
+        flops(loaded, Trained(frozenset(trains), bool(loaded.partition.new_head)), works) == counter.get_total_flops()
+    )
+
+
+@pytest.mark.parametrize("targets", ["everything", "what a layer ends with"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "gemma", "llama", "qwen3"])
+def test_the_passes_told_are_what_torch_repeats_through_adapters(name: str, targets: str) -> None:
+    """Attention's own dropout is off, since torch's counter does not see the kernel that would take its place."""
+    loaded = small(name, (), dropout=0.0)
+    linears = layer_linears(loaded)
+    last = ("output.dense", "c_proj", "down_proj")
+    wanted = [path for path, end in linears.items() if targets == "everything" or end.endswith(last)]
+    insert(loaded, {"peft_type": "LORA", "r": 4, "target_modules": wanted, "fan_in_fan_out": name == "gpt2"}, seed=1)
+    ranks, _ = lora_ranks(loaded, linears)
+    _executes(loaded, Trained(frozenset(trained_cells(loaded)), bool(loaded.partition.new_head), ranks))
+
+
+@pytest.mark.parametrize("trains", [("ffn.1",), ("attn.0", "ffn.2"), ("attn.1",)])
+def test_what_a_layer_ends_with_is_repeated_where_dropout_follows_it(trains: tuple[str, ...]) -> None:
+    loaded = small("gpt2", trains, dropout=0.0)
+    loaded.model.config.resid_pdrop = 0.1
+    for layer in layers_of(loaded.model):
+        layer.mlp.dropout.p = layer.attn.resid_dropout.p = 0.1
+    _executes(loaded, Trained(frozenset(trains), new_head=False))
+
+
+def _executes(loaded: LoadedModel, trained: Trained) -> None:
+    with (
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        _, works, _ = fit(loaded, gradient_checkpointing=True)
+    assert flops(loaded, trained, works) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
@@ -168,3 +211,17 @@ def test_adapters_on_input_tables_reach_down_to_them() -> None:
 
 def test_a_plan_knows_the_room_that_a_run_takes() -> None:
     assert (forecast._CACHE_MEMORY, forecast._CACHE_DISK) == (prefix._MOST_MEMORY, prefix._MOST_DISK)
+
+
+def test_states_are_kept_of_tried_builds_alone() -> None:
+    """ELECTRA projects its embeddings in cell head, before the layers: they would train, and kept states grow stale."""
+    config = transformers.ElectraConfig(
+        vocab_size=101, embedding_size=32, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=96,
+    )  # fmt: skip
+    model = transformers.ElectraForSequenceClassification(config)
+    loaded = LoadedModel(model, None, "encoder", partition(model, task_head(model)), 2)
+    loaded.train_only(("head",))
+    pool = items(loaded, 4)
+    plan = plan_cache(loaded, _objective(loaded), [pool, pool], TrainingSpec(), ROOMY, bf16=False)
+    assert plan.told() == {"mode": "off", "why": "model_type 'electra': states of its layers have not been tried"}

@@ -310,3 +310,10 @@ def test_predictors_stand_on_the_page_beside_the_loss_alone_and_published_scores
     scores = {"made": {"flops": 2.5e12, "core_hours": None}, "block": 0}
     published = make_record(arm="full selection=influence q=0.3", notes={"selection": {"scores": scores}})
     assert "making them cost 2.5e+12 FLOPs. Not billed to these runs." in render_report([published])
+
+
+def test_runs_by_several_processes_have_a_table_of_their_own_that_says_so() -> None:
+    together = Environment(hardware_class=CPU, facts={"processes": 2})
+    page = render_report([make_record(arm="full"), make_record(arm="full", environment=together)])
+    assert page.count(f"\n{CPU}, role") + page.count(f"\n{CPU}. ") + page.count(f"\n{CPU}, suite") == 1
+    assert page.count(f"{CPU}, 2 processes") == 1

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from cprbench.adapt.products import mkl_holds_back
 from cprbench.errors import TrainingError
 from cprbench.runs.planner import run_id
-from cprbench.spec import RECIPE_BEFORE, RunRecord, RunSpec
-from tests.conftest import Arm
+from cprbench.runs.runner import Options, run
+from cprbench.spec import RECIPE_BEFORE, ArmSpec, RunRecord, RunSpec, SuiteSpec
+from tests.conftest import SMALL, Arm
 
 DEEP = {"k": 0.3}
 
@@ -58,6 +60,39 @@ def test_the_optimizer_holds_two_float32_moments_per_trained_parameter_and_nothi
         record = run_arm(model, method)
         assert record.trained_parameters is not None and record.new_head_parameters is not None
         assert record.optimizer_state_bytes == 2 * 4 * (record.trained_parameters + record.new_head_parameters)
+
+
+def test_a_record_says_what_multiplied_and_a_run_takes_the_faster_one(tiny_llama: Path, run_arm: Arm) -> None:
+    record = run_arm(tiny_llama, "full")
+    assert (record.notes["float32_products"] == "oneDNN") == mkl_holds_back()
+
+
+def test_what_a_launcher_says_of_its_own_processes_is_not_said_to_ours(
+    tiny_llama: Path, run_arm: Arm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "nowhere"}.items():
+        monkeypatch.setenv(name, value)
+    assert run_arm(tiny_llama, "full", weight_decay=0.02).status == "ok"
+
+
+def test_without_a_compiler_compilation_is_refused_before_anything_runs(
+    tiny_llama: Path, run_arm: Arm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(TrainingError, match=r"there is no C\+\+ compiler here\. Install g\+\+, or leave it out\."):
+        run_arm(tiny_llama, "full", compile=True)
+
+
+def test_a_bill_in_flops_is_refused_where_the_run_finds_that_there_is_no_count(minilm2: Path, tmp_path: Path) -> None:
+    """all-linear takes the pooler too, which no count knows; that shows only once the adapters are in."""
+    config = tmp_path / "adapter_config.json"
+    config.write_text('{"peft_type": "LORA", "r": 2, "target_modules": "all-linear"}')
+    arm = ArmSpec(method=f"peft:{config}", selection="random", selection_settings={"flops": 1e11})
+    suite = SuiteSpec(tasks=["movie-snippets"], models=[str(minilm2)], blocks=1, arm=[arm])
+    (record,) = run(suite, options=Options(out=tmp_path / "runs"), settings=SMALL).records
+    assert record.status == "failed" and record.error is not None
+    assert record.error.startswith("there are no FLOPs to compare by: an adapter on ")
+    assert record.error.endswith("has no FLOP count. Leave out selection.flops.")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cprbench.errors import SpecError
@@ -97,6 +98,30 @@ def test_when_one_process_dies_the_run_fails_with_its_reason_and_nothing_hangs(
     suite = SuiteSpec(tasks=["movie-snippets"], models=[str(tiny_llama)], blocks=1, arm=[ArmSpec(method="full")])
     done = run(suite, options=Options(out=tmp_path / "runs", processes=2), settings=SMALL)
     assert [(r.status, r.error) for r in done.records] == [("failed", "the child was killed by SIGKILL")]
+
+
+def test_a_process_that_is_killed_in_mid_run_is_named_and_not_what_the_other_one_heard(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    def kill_the_helper(planned: Any, event: Any) -> None:
+        if event["event"] == "step" and event["step"] == 3:
+            for process in psutil.Process().children(recursive=True):
+                if process.environ().get("RANK") == "1":
+                    process.kill()
+
+    suite = SuiteSpec(tasks=["movie-snippets"], models=[str(tiny_llama)], blocks=1, arm=[ArmSpec(method="full")])
+    options = Options(out=tmp_path, processes=2)
+    (record,) = run(suite, options=options, settings=SMALL, observe=kill_the_helper).records
+    assert (record.status, record.error) == ("failed", "the child was killed by SIGKILL")
+    assert record.gamma.flops and record.environment.facts["processes"] == 2
+
+
+def test_a_budget_of_memory_picks_one_set_for_all_processes(tmp_path: Path, tiny_llama: Path) -> None:
+    arm = ArmSpec(method="partial", settings={"budget": "memory=2GiB"})
+    suite = SuiteSpec(tasks=["movie-snippets"], models=[str(tiny_llama)], blocks=1, arm=[arm])
+    (record,) = run(suite, options=Options(out=tmp_path, processes=2), settings=SMALL).records
+    assert record.status == "ok", record.error
+    assert record.trained_submodules
 
 
 def test_at_least_one_process_trains(tmp_path: Path) -> None:

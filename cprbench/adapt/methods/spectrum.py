@@ -39,9 +39,9 @@ class Spectrum(KSet):
         if not self.scan:
             raise MethodError("method 'spectrum' needs a scan: --set spectrum.scan=snr_results.json, or its YAML.")
         text = self._text()
-        if _is_json(text):
+        if is_json(text):
             super().check(target)
-            _ranked(text, target.tensors)
+            ranked(text, target.tensors)
         else:
             from_spectrum(text, target.tensors)
 
@@ -49,8 +49,8 @@ class Spectrum(KSet):
         """Return the model with the imported set training."""
         text = self._text()
         cells = loaded.partition.parameters
-        if _is_json(text):
-            return self.train_first(loaded, _ranked(text, cells))
+        if is_json(text):
+            return self.train_first(loaded, ranked(text, cells))
         named = from_spectrum(text, cells)
         wanted = set(named.parameters)
         tensors = {cell: [n for n in names if n in wanted] for cell, names in cells.items()}
@@ -64,11 +64,12 @@ class Spectrum(KSet):
             raise SpecError(f"spectrum.scan = {self.scan}: cannot be read ({error}).") from None
 
 
-def _is_json(text: str) -> bool:
+def is_json(text: str) -> bool:
+    """Return whether a scan is Spectrum's JSON of ratios, not its YAML of names."""
     return text.lstrip().startswith("{")
 
 
-def _ranked(text: str, cells: Mapping[str, Sequence[str]]) -> list[str]:
+def ranked(text: str, cells: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the submodules that a scan scores, by the mean ratio of their modules, best first."""
     scores = scores_from_spectrum(text)
     modules = {
