@@ -134,7 +134,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], Kind]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: no readable config ({error}). Pass a model folder or its config.json.") from error
+        raise ModelError(f"{path}: no readable config.json ({error}). Use a model folder as it was saved.") from error
     if not isinstance(config, dict):
         raise ModelError(
             f"{path}: a config is a table of settings, found {type(config).__name__}. Pass the config.json that came "

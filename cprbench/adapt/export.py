@@ -10,6 +10,7 @@ from cprbench.adapt import models
 from cprbench.adapt.checkpoints import DELTA, resolve
 from cprbench.adapt.methods import Context, build_method, method_class
 from cprbench.adapt.methods.adapters import insert
+from cprbench.adapt.methods.peft_config import NOT_OURS, refuse
 from cprbench.errors import ModelError, StoreError
 from cprbench.spec import RunSpec
 
@@ -31,8 +32,11 @@ def save_merged(
 
     `adapter_config`: the run's note of that name; without one its method puts the adapters in again. Raises ModelError
     when the base is not the one that was trained and for adapters that cannot be folded in, StoreError when `delta`
-    does not fit the model.
+    does not fit the model, SpecError and MethodError for a note that is no config as method peft takes it.
     """
+    if adapter_config is not None:  # a record may be a stranger's
+        refuse(adapter_config, "notes.adapter_config of the record")
+        adapter_config = {key: value for key, value in adapter_config.items() if key not in NOT_OURS}
     checkpoint = resolve(source, offline=offline)
     if checkpoint.weights_sha256 != spec.model.weights_sha256:
         raise ModelError(

@@ -294,13 +294,13 @@ def _check_steps(found: Inspected, arm: Arm, recipe: TrainingSpec) -> None:
     if arm.follows is None and getattr(arm.selection, "flops_of", None):
         raise SpecError("selection.flops_of is for suites (baselines = true). Give selection.flops as a number.")
     opaque = getattr(arm.method, "opaque", None)
-    meets = "its baselines" if arm.follows is not None else "selection.flops"
-    billed = arm.follows is not None or getattr(arm.selection, "flops", None) is not None
-    if billed and (why := opaque or supported(found.model.config)) is not None:
-        raise TrainingError(f"there are no FLOPs to compare by: {why}. Leave out {meets}.")
     if opaque is not None and (arm.selection.warms_head or getattr(arm.selection, "flops", None)):
         name = arm.selection.name
         raise MethodError(f"selection {name!r} asks for what cannot be told: {opaque}. Use a config of plain LoRA.")
+    meets = "its baselines" if arm.follows is not None else "selection.flops"
+    billed = arm.follows is not None or bool(getattr(arm.selection, "flops", 0))
+    if billed and (why := opaque or supported(found.model.config)) is not None:
+        raise TrainingError(f"there are no FLOPs to compare by: {why}. Leave out {meets}.")
 
 
 def _check_recipe(found: Inspected, recipe: TrainingSpec) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,9 +117,19 @@ def test_sizes_are_read_with_their_unit(text: str, size: int) -> None:
     assert document("movie-snippets", "--model", "minilm", "--method", "full", "--fits", text)["fits_bytes"] == size
 
 
+@pytest.mark.parametrize("text", ["9" * 400 + "GiB", "9" * 400, "1e9GiB", "-1GiB", "\u0663GiB", "0.5", "24 ", " "])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    said = no("movie-snippets", "--model", "minilm", "--fits", text)
+    assert said.startswith("--fits '") and said.endswith("is no size. Write 24GiB, 24GB or a number of bytes.")
+    assert len(said) < 150
+
+
 def test_what_cannot_be_planned_is_refused_with_what_to_do() -> None:
     task = "movie-snippets"
     assert "--model minilm" in no(task)
+    assert "--model minilm" in no(task, "--model", ",")
+    assert "--method ',' names no method" in no(task, "--model", "minilm", "--method", ",")
+    assert "knows no selections" in no(task, "--model", "minilm", "--set", "selection.q=0.3")
     assert "Write 24GiB" in no(task, "--model", "minilm", "--fits", "24 gigs")
     assert "Write 24GiB" in no(task, "--model", "minilm", "--fits", "0GiB")
     assert "above 0 and at most 1" in no(task, "--model", "minilm", "--utilisation", "40")
@@ -127,6 +138,15 @@ def test_what_cannot_be_planned_is_refused_with_what_to_do() -> None:
     assert "Did you mean 'lora'" in no(task, "--model", "minilm", "--method", "lore")
     assert "qlora: method 'qlora' needs an NVIDIA GPU" in no(task, "--model", "minilm", "--method", "qlora")
     assert "unknown task" in no("movie-snipets", "--model", "minilm")
+
+
+def test_a_config_that_is_none_is_one_sentence_and_no_stack(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": 5}')
+    words = [sys.executable, "-m", "cprbench", "plan", "movie-snippets", "--model", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ") and "architectures is 5; it is a list of names" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_arm_that_cannot_run_is_told_beside_those_that_can() -> None:

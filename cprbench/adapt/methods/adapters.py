@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,20 @@ from cprbench.spec import stream_seed
 if TYPE_CHECKING:
     from cprbench.adapt.models import LoadedModel
 
+#: What peft raises at configs that it cannot use.
+_OF_PEFT = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
+    re.error,
+)  # fmt: skip
+#: In torch's errors, on GPUs and on CPUs.
+_WANT_OF_MEMORY = ("out of memory", "can't allocate memory")
+
 
 def insert(loaded: LoadedModel, config: Mapping[str, Any], seed: int) -> Any:
     """Put adapters into the model, in place, and return peft's wrapper; they and the new head train, nothing else.
 
     `config`: as adapter_config.json has it. `seed`: the block's, whose stream "adapter init" they are drawn from.
-    Raises MethodError for what peft refuses, in its words.
+    Raises MethodError for what peft refuses, in its words. A want of memory is passed on: the run's status tells of it.
     """
     import peft
     import torch
@@ -29,7 +38,9 @@ def insert(loaded: LoadedModel, config: Mapping[str, Any], seed: int) -> Any:
         try:
             made = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]](**config)
             wrapped = peft.get_peft_model(loaded.model, made)
-        except (AttributeError, ImportError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as why:
+        except _OF_PEFT as why:
+            if isinstance(why, RuntimeError) and any(words in str(why) for words in _WANT_OF_MEMORY):
+                raise
             raise MethodError(f"peft cannot put these adapters into {type(loaded.model).__name__}: {why}") from why
     parameters = dict(loaded.model.named_parameters())
     if lost := [name for name in loaded.partition.new_head if name not in parameters]:
