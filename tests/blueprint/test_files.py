@@ -28,10 +28,10 @@ def refused(folder: Path, content: Any, match: str) -> str:
         path.write_bytes(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
     else:
         path = save(folder, content, path.name)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(SpecError, match=match) as caught:
         files.read(path)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     message = str(caught.value)
     assert str(path) in message and len(message) < 5000
     return message
