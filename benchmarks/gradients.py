@@ -30,7 +30,7 @@ from cprbench.adapt.checkpoints import resolve
 from cprbench.adapt.gradients import forms
 from cprbench.adapt.gradients.engine import ExampleNorms
 from cprbench.meters import hardware
-from cprbench.runs.worker import keep_freed_memory
+from cprbench.sessions.worker import keep_freed_memory
 
 _SHAPES = {"": (32, 48), "_long": (8, 256)}
 

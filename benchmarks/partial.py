@@ -34,7 +34,7 @@ def arm(alias: str, name: str) -> None:
     from benchmarks.gradients import _resident
     from cprbench.adapt.products import multiply_by_onednn
     from cprbench.meters import hardware
-    from cprbench.runs.worker import keep_freed_memory
+    from cprbench.sessions.worker import keep_freed_memory
 
     gate = Gate()
     keep_freed_memory()

@@ -51,8 +51,8 @@ def main() -> None:
     from benchmarks.racing import Setting
     from cprbench.adapt.products import float32_products, multiply_by_onednn
     from cprbench.meters import hardware
-    from cprbench.runs.inspection import rates
-    from cprbench.runs.worker import keep_freed_memory
+    from cprbench.sessions.inspection import rates
+    from cprbench.sessions.worker import keep_freed_memory
 
     keep_freed_memory()
     by_mkl = layer_products()

@@ -34,7 +34,7 @@ from cprbench.adapt.selection.predicted import Predicted
 from cprbench.adapt.selection.predictor import within_class
 from cprbench.blueprint.drift import spearman
 from cprbench.meters import hardware
-from cprbench.runs.worker import keep_freed_memory
+from cprbench.sessions.worker import keep_freed_memory
 from cprbench.tasks import load_task, training_for
 
 _TASKS = ("movie-snippets", "banking77")

@@ -73,7 +73,7 @@ print(float(loss.detach()), flush=True)
 def ours(alias: str, method: str) -> None:
     """Serve rounds of our loop."""
     from cprbench.adapt.products import multiply_by_onednn
-    from cprbench.runs.worker import keep_freed_memory
+    from cprbench.sessions.worker import keep_freed_memory
 
     gate = Gate()
     keep_freed_memory()
@@ -108,7 +108,7 @@ def theirs(alias: str, method: str, kind: str) -> None:
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
     from cprbench.adapt.objectives import Shape
-    from cprbench.runs.worker import keep_freed_memory
+    from cprbench.sessions.worker import keep_freed_memory
 
     gate = Gate()
     tuned = kind != "stock"
@@ -364,7 +364,7 @@ def main() -> None:
         return stamps()
     from cprbench.adapt.products import multiply_by_onednn
     from cprbench.meters import hardware
-    from cprbench.runs.inspection import rates
+    from cprbench.sessions.inspection import rates
 
     multiply_by_onednn()  # what the rate is compared with multiplies by it
     machine = rates()

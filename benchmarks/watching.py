@@ -28,7 +28,7 @@ from cprbench.adapt.checkpoints import resolve
 from cprbench.adapt.gradients.measure import submodule_norms, warm_head
 from cprbench.blueprint.drift import spearman
 from cprbench.meters import hardware
-from cprbench.runs.worker import keep_freed_memory
+from cprbench.sessions.worker import keep_freed_memory
 from cprbench.spec import TrainingSpec
 from cprbench.tasks import load_task
 

@@ -14,7 +14,7 @@ from cprbench.cli.watch import Watch
 from cprbench.errors import SpecError
 
 if TYPE_CHECKING:
-    from cprbench.runs.blueprints import Recipe
+    from cprbench.surveys.blueprints import Recipe
 
 #: Rank correlations from which two rankings are alike, and alike in part.
 ALIKE, PARTLY = 0.9, 0.5
@@ -53,8 +53,8 @@ def create(
     from cprbench.blueprint import files
     from cprbench.meters.carbon import factors
     from cprbench.render.heatmap import cost_of, recommended
-    from cprbench.runs import blueprints
     from cprbench.runs.metering import MeterOptions
+    from cprbench.surveys import blueprints
 
     noise = {"noise_multiplier": noise_multiplier, "clip_norm": clip_norm, "delta": delta}
     given = {name: value for name, value in noise.items() if value is not None}
@@ -185,7 +185,7 @@ def audit(
     """Measure whether gradient norms rank submodules as Fisher-preconditioned influence does, and what both cost."""
     from cprbench.blueprint import drift
     from cprbench.errors import MethodError
-    from cprbench.runs import blueprints
+    from cprbench.surveys import blueprints
 
     recipe = blueprints.Recipe(batches=batches, batch_size=batch_size)
     around = blueprints.Surroundings(data=data, offline=offline)

@@ -35,9 +35,9 @@ def score(
     """
     from cprbench.meters.carbon import factors
     from cprbench.render.heatmap import cost_of
-    from cprbench.runs import data_scores
-    from cprbench.runs.blueprints import Surroundings
     from cprbench.runs.metering import MeterOptions
+    from cprbench.surveys import data_scores
+    from cprbench.surveys.blueprints import Surroundings
 
     metering = MeterOptions(carbon=factors(country or None, carbon_intensity, pue), allow_shared=allow_shared)
     what = f"the training examples of {task} with {model}, for {out}"

@@ -42,10 +42,10 @@ def plan(
     Every number is modelled, from the model's config and the task's recipe; neither weights nor torch are needed.
     """
     from cprbench.adapt.configs import config_of
-    from cprbench.meters.boards import board
     from cprbench.meters.carbon import factors
+    from cprbench.plans import forecast
+    from cprbench.plans.boards import board
     from cprbench.render.plan import print_plan
-    from cprbench.runs import forecast
     from cprbench.runs.planner import arms_of, read_settings
     from cprbench.schema import canonical_json
     from cprbench.tasks import load_task, training_for

@@ -21,8 +21,8 @@ from cprbench.errors import CprbenchError
 from cprbench.meters import Meter, hardware
 from cprbench.meters.memory import MemoryMeter
 from cprbench.meters.recorder import Recorder
-from cprbench.runs.channel import parse_event
 from cprbench.runs.store import SAMPLES
+from cprbench.sessions.channel import parse_event
 from cprbench.spec import Status
 
 _PATIENCE_SECONDS = 0.5
@@ -76,7 +76,7 @@ def run_child(
     job = {**job, "processes": processes, **({"launched": time.monotonic()} if meter else {})}
     path = folder / "job.json"
     path.write_text(json.dumps(job), encoding="utf-8")
-    command = [sys.executable, "-m", "cprbench.runs.worker", str(path), str(to_child[0]), str(from_child[1])]
+    command = [sys.executable, "-m", "cprbench.sessions.worker", str(path), str(to_child[0]), str(from_child[1])]
     variables = {**_environment(offline), **(environment or {})}
     with (folder / LOG).open("w", encoding="utf-8") as log:
         started = [

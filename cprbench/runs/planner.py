@@ -40,7 +40,7 @@ Role = Literal["run", "search", "smoke"]
 
 @dataclass(frozen=True)
 class Inspected:
-    """What a task and a model turned out to be (worker.inspect)."""
+    """What a task and a model turned out to be (sessions.inspection)."""
 
     task: TaskSpec
     task_ref: TaskRef

@@ -16,11 +16,12 @@ from cprbench.meters.flops import Flops, Pass, Trained, count, supported
 from cprbench.meters.history import finish_history
 from cprbench.meters.ledger import account
 from cprbench.meters.trace import Trace
-from cprbench.runs import planner, score_cache, store
-from cprbench.runs.channel import TRAINS
+from cprbench.runs import planner, store
 from cprbench.runs.child import LOG, Outcome, run_child
 from cprbench.runs.metering import Bench, MeterOptions, environment_of, open_bench
 from cprbench.runs.planner import Inspected, Planned
+from cprbench.sessions import score_cache
+from cprbench.sessions.channel import TRAINS
 from cprbench.sources import HubSource
 from cprbench.spec import ExternalSpec, Psi, Reading, RunRecord, Scalar, Search, SuiteSpec, TaskSpec
 from cprbench.tasks import load_task

@@ -25,7 +25,7 @@ from cprbench.adapt.models import (
 )
 from cprbench.adapt.prefix import CachePlan, Room, plan_cache
 from cprbench.meters.flops import Trained
-from cprbench.runs import forecast
+from cprbench.plans import forecast
 from cprbench.spec import TrainingSpec
 from tests.adapt.small_models import engine, flops, items, small
 from tests.test_flops import CAUSAL

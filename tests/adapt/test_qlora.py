@@ -19,8 +19,8 @@ from cprbench.adapt.gradients import influence
 from cprbench.adapt.methods import Context, Target, build_method
 from cprbench.adapt.settings import settings_of
 from cprbench.errors import MethodError, ModelError
-from cprbench.runs.inspection import inspect
 from cprbench.runs.planner import Inspected
+from cprbench.sessions.inspection import inspect
 from cprbench.tasks import load_task
 from tests.cli.test_cli import refused
 

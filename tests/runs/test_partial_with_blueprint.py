@@ -20,11 +20,11 @@ from cprbench.blueprint.schema import StepCost
 from cprbench.errors import MethodError, SpecError
 from cprbench.meters.flops import Pass, Trained, pass_flops
 from cprbench.runs import runner
-from cprbench.runs.blueprints import Recipe, create
 from cprbench.runs.planner import Inspected
 from cprbench.runs.runner import Options
 from cprbench.runs.store import load_run
 from cprbench.spec import RunRecord
+from cprbench.surveys.blueprints import Recipe, create
 from cprbench.tasks import load_task
 from tests.blueprint.example import full_data, save
 from tests.conftest import Arm
@@ -319,7 +319,7 @@ def test_a_budget_of_time_and_memory_takes_the_place_of_k(
 def test_memory_of_a_budget_is_the_childs_own_and_not_that_of_who_started_it() -> None:
     held = bytearray(2**30)  # a notebook, say: a child inherits this size in its ru_maxrss
     held[::4096] = b"x" * len(held[::4096])
-    code = "from cprbench.runs.measuring import peak_memory_bytes as p; print(p())"
+    code = "from cprbench.sessions.measuring import peak_memory_bytes as p; print(p())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 10**8 < int(done.stdout) < 10**9
     assert len(held) == 2**30

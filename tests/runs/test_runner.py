@@ -167,7 +167,7 @@ def test_a_run_that_diverges_becomes_a_failed_record_and_the_others_go_on(minilm
 
 
 def workers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "cprbench.runs.worker" in " ".join(p.cmdline())]
+    return [p for p in psutil.Process().children() if "cprbench.sessions.worker" in " ".join(p.cmdline())]
 
 
 def child() -> psutil.Process:

@@ -13,10 +13,10 @@ from cprbench.adapt.data import load_dataset, sample_by_label
 from cprbench.adapt.gradients import influence
 from cprbench.adapt.selection import scores
 from cprbench.render.markdown import render_report
-from cprbench.runs import data_scores
 from cprbench.runs.runner import Options, run
-from cprbench.runs.score_cache import CACHED, FOLDER, USED
+from cprbench.sessions.score_cache import CACHED, FOLDER, USED
 from cprbench.spec import ArmSpec, RunRecord, SuiteSpec
+from cprbench.surveys import data_scores
 from cprbench.tasks import load_task
 from tests.conftest import SMALL
 

@@ -13,7 +13,7 @@ import pytest
 
 from cprbench.adapt import models
 from cprbench.adapt.checkpoints import resolve
-from cprbench.meters.parameters import layout
+from cprbench.plans.parameters import layout
 from cprbench.runs.store import load_runs
 from tests.conftest import ROOT
 

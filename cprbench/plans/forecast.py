@@ -18,14 +18,14 @@ from cprbench.adapt.data import load_dataset
 from cprbench.adapt.methods import Probe, Target
 from cprbench.errors import DataError, MethodError, OfflineError, SpecError, TrainingError
 from cprbench.meters import hardware
-from cprbench.meters.activations import Step
-from cprbench.meters.boards import Board
 from cprbench.meters.carbon import NO_FACTORS, CarbonFactors
 from cprbench.meters.flops import Pass, Trained, Trains, count
-from cprbench.meters.footprint import STATE_BYTES, STATE_BYTES_WITH_MASTER_COPY, Footprint, footprint
-from cprbench.meters.parameters import Layout, layout
+from cprbench.plans.activations import Step
+from cprbench.plans.boards import Board
+from cprbench.plans.footprint import STATE_BYTES, STATE_BYTES_WITH_MASTER_COPY, Footprint, footprint
+from cprbench.plans.parameters import Layout, layout
+from cprbench.plans.trained_sets import TrainedSet, trained_sets
 from cprbench.runs.planner import Arm
-from cprbench.runs.trained_sets import TrainedSet, trained_sets
 from cprbench.spec import TaskSpec, TrainingSpec
 
 #: States of frozen layers that a run keeps over epochs: in memory up to here, on disk up to there (adapt.prefix).

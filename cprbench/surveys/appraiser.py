@@ -24,14 +24,19 @@ from cprbench.adapt.objectives import Shape, Work
 from cprbench.errors import TrainingError
 from cprbench.meters import hardware
 from cprbench.meters.flops import Flops, Pass, Trained, pass_flops, supported
-from cprbench.runs.channel import Channel
-from cprbench.runs.inspection import folder_of, labels_of
+from cprbench.sessions.channel import Channel
+from cprbench.sessions.inspection import folder_of, labels_of
 from cprbench.spec import TaskSpec, block_seed
 from cprbench.tasks import training_for
 
 #: Examples per part: what is lost by a kill, and what memory holds.
 PART = 2048
 PARTS, HEAD, FLOPS = "parts", "head.safetensors", "flops.jsonl"
+
+
+def work(job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Do the job and return its result."""
+    return Appraiser(job, channel).run()
 
 
 class Appraiser:

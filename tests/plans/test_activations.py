@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cprbench.meters.activations import Step, saved_bytes, stages
 from cprbench.meters.flops import Trained
-from tests.meters.tiny_models import CELLS, CONFIGS, ENCODERS, adapt, kind_of, labels_of, live, loss_of, train
+from cprbench.plans.activations import Step, saved_bytes, stages
+from tests.plans.tiny_models import CELLS, CONFIGS, ENCODERS, adapt, kind_of, labels_of, live, loss_of, train
 
 BATCH, LENGTH, RANK = 4, 32, 8
 SETS = {
@@ -128,5 +128,5 @@ def test_four_bit_weights_are_not_kept_a_second_time() -> None:
 
 
 def test_counting_bytes_imports_no_torch() -> None:
-    code = "import sys, cprbench.meters.footprint; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, cprbench.plans.footprint; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

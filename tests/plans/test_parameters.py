@@ -14,7 +14,7 @@ import transformers
 from cprbench.adapt import models
 from cprbench.adapt.checkpoints import resolve
 from cprbench.errors import ModelError
-from cprbench.meters.parameters import layer_linears, layout
+from cprbench.plans.parameters import layer_linears, layout
 from tests.conftest import ROOT
 from tests.test_flops import CONFIGS, ENCODERS, LABELS, LINEARS
 

@@ -14,9 +14,9 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
-from cprbench.meters.activations import Step
 from cprbench.meters.flops import Trained
-from cprbench.meters.footprint import (
+from cprbench.plans.activations import Step
+from cprbench.plans.footprint import (
     HEAP_FACTOR,
     RUNTIME_BYTES,
     STATE_BYTES,
@@ -24,9 +24,9 @@ from cprbench.meters.footprint import (
     Footprint,
     footprint,
 )
-from cprbench.meters.parameters import layout
+from cprbench.plans.parameters import layout
 from tests.meters.test_parameters import LLAMA_7B
-from tests.meters.tiny_models import CELLS, CONFIGS, ENCODERS, LABELS, kind_of, labels_of, live, loss_of, train
+from tests.plans.tiny_models import CELLS, CONFIGS, ENCODERS, LABELS, kind_of, labels_of, live, loss_of, train
 from tests.test_flops import LINEARS
 
 BERT = CONFIGS["bert"].to_dict()

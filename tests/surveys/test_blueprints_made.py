@@ -20,10 +20,10 @@ from cprbench.adapt.gradients import privacy
 from cprbench.blueprint.drift import spearman
 from cprbench.blueprint.schema import Blueprint
 from cprbench.errors import DataError, ModelError, SpecError, TrainingError
-from cprbench.runs.blueprints import Recipe, audit, create
-from cprbench.runs.survey import Survey
+from cprbench.surveys.blueprints import Recipe, audit, create
+from cprbench.surveys.survey import Survey
 from cprbench.tasks import load_task
-from tests.runs.test_blueprints import EXAMPLES, FEW, made, norms_anew
+from tests.surveys.test_blueprints import EXAMPLES, FEW, made, norms_anew
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def test_a_domain_that_cannot_be_is_refused_before_anything_runs(
     domains: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "cprbench.runs.blueprints.run_child", lambda *job, **options: pytest.fail("a child was started")
+        "cprbench.surveys.blueprints.run_child", lambda *job, **options: pytest.fail("a child was started")
     )
     with pytest.raises(SpecError, match=message):
         create("minilm", domains)

@@ -27,12 +27,12 @@ from cprbench.adapt.products import float32_products
 from cprbench.adapt.selection import Measured, Pool
 from cprbench.blueprint.schema import StepCost
 from cprbench.meters.flops import Flops, Trained, Trains
-from cprbench.runs.score_cache import ScoreCache
 from cprbench.schema import sha256_of
+from cprbench.sessions.score_cache import ScoreCache
 from cprbench.spec import stream_seed
 
 if TYPE_CHECKING:
-    from cprbench.runs.session import Session
+    from cprbench.sessions.session import Session
 
 
 class Measuring:

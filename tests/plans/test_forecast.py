@@ -14,15 +14,15 @@ import pytest
 from cprbench.adapt.configs import Config
 from cprbench.blueprint.picking import fill
 from cprbench.errors import CprbenchError, MethodError, ModelError, SpecError, TrainingError
-from cprbench.meters.boards import BOARDS, board
 from cprbench.meters.carbon import CarbonFactors
 from cprbench.meters.flops import Pass, Trained, pass_flops
-from cprbench.meters.parameters import layout
-from cprbench.runs.forecast import Machine, Questions, document, frozen_state, plan_model, questions_of
+from cprbench.plans.boards import BOARDS, board
+from cprbench.plans.forecast import Machine, Questions, document, frozen_state, plan_model, questions_of
+from cprbench.plans.parameters import layout
 from cprbench.runs.planner import arms_of
 from cprbench.spec import ArmSpec
 from cprbench.tasks import load_task, training_for
-from tests.meters.tiny_models import CONFIGS, kind_of
+from tests.plans.tiny_models import CONFIGS, kind_of
 
 TASK = load_task("movie-snippets")
 FOUND = Questions(examples=100, labels=2, answer_tokens=1)

@@ -11,7 +11,7 @@ import pytest
 from cprbench.adapt.selection import Measured
 from cprbench.meters.flops import Flops
 from cprbench.meters.trace import Trace
-from cprbench.runs.score_cache import CACHED, USED, ScoreCache, keys, settle
+from cprbench.sessions.score_cache import CACHED, USED, ScoreCache, keys, settle
 from cprbench.spec import Reading
 
 #: Setup, then select from 10 to 16 with the scoring from 11 to 14 as a window of its own, by memory of 100 bytes.

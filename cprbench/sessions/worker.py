@@ -1,12 +1,13 @@
 """The child process of one run: loads, chooses, trains and scores, and tells the parent when phases change.
 
-Started as `python -m cprbench.runs.worker JOB.json READ_FD WRITE_FD`. It measures no cost itself beyond its own
+Started as `python -m cprbench.sessions.worker JOB.json READ_FD WRITE_FD`. It measures no cost itself beyond its own
 clock and its CUDA allocator; the parent does, from outside.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import signal
@@ -16,10 +17,19 @@ from pathlib import Path
 
 from cprbench.errors import CprbenchError
 from cprbench.meters.tree import AllocatorMeter, wait_for_device
-from cprbench.runs.channel import Channel
-from cprbench.runs.inspection import inspect, rates
+from cprbench.sessions.channel import Channel
 
 _NEVER_TRIM = 2**31 - 1
+
+#: kind of job -> the module whose `work(job, channel)` does it and returns its result.
+JOBS = {
+    "run": "cprbench.sessions.session",
+    "inspect": "cprbench.sessions.inspection",
+    "rates": "cprbench.sessions.rates",
+    "blueprint": "cprbench.surveys.survey",
+    "audit": "cprbench.surveys.survey",
+    "scores": "cprbench.surveys.appraiser",
+}
 
 
 def keep_freed_memory() -> None:
@@ -50,23 +60,7 @@ def main(job_path: str, read_fd: int, write_fd: int) -> int:
         from cprbench.adapt.products import multiply_by_onednn
 
         multiply_by_onednn()
-        match job["kind"]:
-            case "inspect":
-                result = inspect(job)
-            case "rates":
-                result = rates()
-            case "blueprint" | "audit":
-                from cprbench.runs.survey import Survey
-
-                result = Survey(job, channel).run()
-            case "scores":
-                from cprbench.runs.appraiser import Appraiser
-
-                result = Appraiser(job, channel).run()
-            case _:
-                from cprbench.runs.session import Session
-
-                result = Session(job, channel).run()
+        result = importlib.import_module(JOBS[job["kind"]]).work(job, channel)
         channel.send("result", result=result)
         return 0
     except CprbenchError as error:

@@ -1,18 +1,18 @@
-"""What a child finds out besides running: what a task and a model are, and how fast the machine is."""
+"""What a child finds out before anything runs: what a task and a model are."""
 
 from __future__ import annotations
 
 import importlib.util
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cprbench.errors import TrainingError
+from cprbench.sessions.channel import Channel
 from cprbench.spec import TaskSpec
 
 
-def inspect(job: Mapping[str, Any]) -> dict[str, Any]:
+def work(job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Return what planning needs to know about a task, a model and this machine: hashes, counts, sizes, the device.
 
     The model's weights are not read beyond their hash: its sizes come from tensors without storage.
@@ -47,33 +47,6 @@ def inspect(job: Mapping[str, Any]) -> dict[str, Any]:
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "bitsandbytes": importlib.util.find_spec("bitsandbytes") is not None,
     }
-
-
-def rates() -> dict[str, float]:
-    """Return how fast this machine multiplies matrices (GFLOP/s) and copies memory (GB/s): the best of five."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    side = 8192 if device == "cuda" else 1024
-
-    def best(work: Callable[[], Any], amount: float) -> float:
-        seconds = []
-        for _ in range(6):  # the first one warms up
-            began = time.perf_counter()
-            work()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
-        return amount / min(seconds[1:]) / 1e9
-
-    found = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a = torch.randn(side, side, dtype=dtype, device=device)
-        found[f"matmul_{name}_gflops_per_second"] = best(lambda a=a: a @ a, 2.0 * side**3)  # type: ignore[misc]
-    source = torch.empty(2**26, dtype=torch.float32, device=device).fill_(1.0)
-    target = torch.empty_like(source)
-    found["copy_gb_per_second"] = best(lambda: target.copy_(source), 2.0 * source.nbytes)
-    return found
 
 
 def folder_of(path: str | None) -> Path | None:

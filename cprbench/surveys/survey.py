@@ -25,15 +25,20 @@ from cprbench.blueprint.schema import GENERAL
 from cprbench.errors import TrainingError
 from cprbench.meters import hardware
 from cprbench.meters.flops import Pass, Trained, pass_flops, supported
-from cprbench.runs.channel import Channel
-from cprbench.runs.composer import Composer, Domain
-from cprbench.runs.inspection import folder_of, labels_of
 from cprbench.schema import sha256_of
+from cprbench.sessions.channel import Channel
+from cprbench.sessions.inspection import folder_of, labels_of
 from cprbench.spec import TaskSpec, TrainingSpec, block_seed, stream_seed
+from cprbench.surveys.composer import Composer, Domain
 from cprbench.tasks import training_for
 
 #: Shares of N at which the cost of a step is measured for eq. 10.
 _SHARES = (0.1, 0.25, 0.5, 0.75)
+
+
+def work(job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Do the job and return its result."""
+    return Survey(job, channel).run()
 
 
 class Survey:

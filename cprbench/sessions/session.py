@@ -29,11 +29,16 @@ from cprbench.adapt.settings import unpinned
 from cprbench.errors import TrainingError
 from cprbench.meters import hardware
 from cprbench.meters.flops import Trained, Trains
-from cprbench.runs.channel import TRAINS, Channel
-from cprbench.runs.counting import Counter
-from cprbench.runs.inspection import folder_of, labels_of
-from cprbench.runs.measuring import Measuring
+from cprbench.sessions.channel import TRAINS, Channel
+from cprbench.sessions.counting import Counter
+from cprbench.sessions.inspection import folder_of, labels_of
+from cprbench.sessions.measuring import Measuring
 from cprbench.spec import BILLED_PHASES, Phase, RunSpec, TaskSpec, stream_seed
+
+
+def work(job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Do the job and return its result."""
+    return Session(job, channel).run()
 
 
 class Session:

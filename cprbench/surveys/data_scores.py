@@ -18,11 +18,11 @@ from cprbench.meters import hardware
 from cprbench.meters.flops import Flops
 from cprbench.meters.ledger import account
 from cprbench.meters.trace import Trace
-from cprbench.runs.blueprints import Surroundings
 from cprbench.runs.child import run_child
 from cprbench.runs.metering import Bench, making, open_bench
 from cprbench.runs.store import SAMPLES, Store
 from cprbench.spec import Reading
+from cprbench.surveys.blueprints import Surroundings
 from cprbench.tasks import load_task
 
 

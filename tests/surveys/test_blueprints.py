@@ -23,8 +23,8 @@ from cprbench.blueprint import files
 from cprbench.blueprint.concentration import POOR_FIT
 from cprbench.blueprint.schema import Blueprint
 from cprbench.errors import SpecError
-from cprbench.runs.blueprints import Recipe, create
 from cprbench.spec import block_seed, stream_seed
+from cprbench.surveys.blueprints import Recipe, create
 from cprbench.tasks import load_task
 from tests.conftest import ROOT
 
@@ -189,7 +189,7 @@ def test_the_file_names_the_model_its_weights_and_its_tokenizer_by_hash(
 
 
 def test_the_tokenizers_hash_follows_its_files(llama: Blueprint, tiny_llama: Path) -> None:
-    from cprbench.runs.composer import _tokenizer_sha256
+    from cprbench.surveys.composer import _tokenizer_sha256
 
     assert llama.model is not None
     assert llama.model.tokenizer_sha256 == _tokenizer_sha256(tiny_llama)

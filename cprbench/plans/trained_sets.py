@@ -17,7 +17,7 @@ from cprbench.blueprint.exchange import from_spectrum
 from cprbench.blueprint.picking import Picked, fill, pick
 from cprbench.errors import MethodError
 from cprbench.meters.flops import Kind, Trained
-from cprbench.meters.parameters import layer_linears
+from cprbench.plans.parameters import layer_linears
 
 Config = Mapping[str, Any]
 

@@ -1,0 +1,1 @@
+"""What runs would take, from a config alone: parameters, activations, bytes, FLOPs, hours. No torch."""
