@@ -203,7 +203,7 @@ def audit(
     if json_:
         from cprbench.schema import canonical_json
 
-        typer.echo(canonical_json({"model": model, **found, **told}))
+        typer.echo(canonical_json({"schema": "cprbench.audit/1", "model": model, **found, **told}))
     else:
         _print_audit(found, told)
 
@@ -228,7 +228,7 @@ def _print_audit(found: Mapping[str, Any], told: Mapping[str, Any]) -> None:
 
     from cprbench.blueprint.picking import EMBED, layers_reached
     from cprbench.blueprint.schema import Making
-    from cprbench.judge.cpr import Figure
+    from cprbench.judge.groups import Figure
     from cprbench.render.heatmap import cost_of
     from cprbench.render.heatmap import told as number
     from cprbench.render.numbers import percent

@@ -176,7 +176,10 @@ def _facts(found: Scores, file: Path) -> list[tuple[str, str]]:
 def _document(found: Scores, result: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from cprbench.blueprint.concentration import fit_tail
+
     parts = {name: asdict(getattr(result, name)) for name in ("spectrum", "exponents")}
+    tail = fit_tail(found.influence, seed=0)[1]  # eq. 28
     lists = {name: [asdict(part) for part in getattr(result, name)] for name in ("pairs", "grid")}
     return {
         "schema": "cprbench.cross/1",
@@ -184,6 +187,7 @@ def _document(found: Scores, result: Any) -> dict[str, Any]:
         "info": found.info.model_dump(mode="json", by_alias=True),
         "cells": found.cells,
         "shares": None if result.shares is None else result.shares.tolist(),
+        "tail_of_j": tail.model_dump(mode="json"),
         **parts,
         **lists,
     }

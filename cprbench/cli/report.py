@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,14 +19,13 @@ def report(
     json_: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON instead.")] = False,
 ) -> None:
     """Render a report from records alone: no torch, no network, the same bytes for the same records."""
+    from cprbench.judge.evidence import gather
     from cprbench.render.markdown import render_report
-    from cprbench.runs.store import load_runs
 
     for name in format_.split(","):
         if name not in FORMATS:
             raise SpecError(f"unknown format {name!r}. {did_you_mean(name, FORMATS)}")
-    found = load_runs(runs)
-    records = [run.record for run in found.runs]
+    found = gather(runs)
     for why in found.damaged.values():
         typer.echo(f"damaged: {why}", err=True)
     if json_:
@@ -37,18 +36,24 @@ def report(
         from cprbench.schema import canonical_json
 
         groups = []
-        for group in compare(records):
+        for group in compare(found.records, found.predictions):
             table = retention(group)
-            shown = dataclasses.asdict(group) | {"retention": None if table is None else dataclasses.asdict(table)}
+            shown = dataclasses.asdict(group, dict_factory=_without_working)
+            shown["retention"] = None if table is None else dataclasses.asdict(table)
             for name in ("failures", "records"):
                 shown[name] = [record.run_id for record in shown[name]]
             groups.append(shown)
         typer.echo(canonical_json({"groups": groups, "damaged": found.damaged}))
         return
-    text = render_report(records, found.damaged)
+    text = render_report(found.records, found.damaged, found.predictions)
     if out is None:
         typer.echo(text)
         return
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(text, encoding="utf-8")
     typer.echo(f"{out / 'report.md'}")
+
+
+def _without_working(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a dataclass as a dict without what an estimate keeps for its p-values."""
+    return {name: value for name, value in pairs if name != "means"}

@@ -1,35 +1,38 @@
-"""Gain, retained gain and multiple of full, per arm: the only formulas (DESIGN section 1, cpr).
+"""Gain, retained gain, multiple of full and quadrant, per arm: the only formulas (DESIGN section 1, cpr).
 
 A gain is measured on the primary metric against method `head` of the same block where the model got a new random
-head, else against the untouched base. Runs are compared only inside a group: same task version, weights,
-hardware class, limits and recipe. Points only: intervals need three blocks and come with the statistics.
+head, else against the untouched base. Intervals are judge/statistics.py's: points below three blocks.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cprbench.schema import sha256_of
+from cprbench.judge import statistics
+from cprbench.judge.frontier import quadrant
+from cprbench.judge.groups import (
+    NOT_MEASURED,
+    Figure,
+    Predictions,
+    ended_well,
+    grouped,
+    mean,
+    runs_by_arm,
+    score_of,
+    trained_share_of,
+)
+from cprbench.judge.statistics import Estimate, Scored
 from cprbench.spec import RESOURCES, RunRecord, better_by
 
-#: Why an arm has no cpr on a resource.
-NOT_MEASURED = "not measured"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number, or None with the reason why there is none."""
-
-    value: float | None
-    why: str | None = None
-
-    @classmethod
-    def none(cls, why: str) -> Figure:
-        """Return the absence of a number, with its reason."""
-        return cls(None, why)
+FULL_GAIN = "n/e: full_gain_not_positive"
+#: A multiple of full rewards doing less, so it ranks only where this share of full's gain is kept: our choice.
+CAPABILITY_FLOOR = 0.5
+#: Costs without noise of measurement: the same run anywhere spends the same.
+COUNTED = ("flops", "trained_parameters", "optimizer_state_bytes", "selected_examples")
+#: All that runs can be compared by besides psi.
+AXES = (*RESOURCES, "seconds", "peak_memory_bytes", *COUNTED[1:])
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,16 @@ class ArmResult:
     final: Figure
     finals: tuple[float, ...]  # per block, in order of blocks
     reference: Figure
-    gain: Figure
+    gain: Estimate
     gamma: dict[str, Figure]  # mean per resource
     seconds: Figure
-    retained_gain: Figure
-    multiple_of_full: dict[str, Figure]
+    retained_gain: Estimate
+    multiple_of_full: dict[str, Estimate]
+    against_full: Estimate  # psi less full's, oriented so that more is better, paired by block
+    cost_of_full: dict[str, Estimate]  # geometric mean of cost / full's cost, paired by block
+    quadrant: dict[str, str]  # against full, by resource: a quadrant, or why there is none
+    floor: str | None  # why it is below the capability floor, None where it is above
+    item_error: str | None  # why the intervals leave out the error of the test items; None where they hold it
     trained_share: Figure
     trials: int  # of the learning-rate search; its cost stands in search_seconds
     search_seconds: Figure
@@ -67,82 +75,33 @@ class Group:
     records: tuple[RunRecord, ...]
 
 
-def compare(records: Iterable[RunRecord]) -> list[Group]:
-    """Return the groups of comparable runs, each with its arms. Trials of a search only enter the search column."""
+def compare(records: Iterable[RunRecord], predictions: Predictions | None = None) -> list[Group]:
+    """Return the groups of comparable runs, each with its arms. Trials of a search only enter the search column.
+
+    `predictions` gives the intervals their item error (Evidence.predictions); without it they are of blocks alone.
+    """
     records = list(records)
     trials = {r.run_id: r for r in records if r.role == "search"}
-    grouped: dict[str, list[RunRecord]] = defaultdict(list)
-    keys: dict[str, dict[str, Any]] = {}
-    for record in _latest(r for r in records if r.role != "search"):
-        key = group_key(record)
-        keys[sha256_of(key)] = key
-        grouped[sha256_of(key)].append(record)
-    order = sorted(grouped, key=lambda h: (keys[h]["task"], keys[h]["model"], str(keys[h]["suite"]), h))
-    return [_group(keys[h], grouped[h], trials) for h in order]
+    return [_group(key, runs, trials, predictions) for key, runs in grouped(records)]
 
 
-def group_key(record: RunRecord) -> dict[str, Any]:
-    """Return what two runs must share to be compared."""
-    training = record.spec.training
-    recipe = None if training is None else training.model_dump(exclude={"learning_rate"})
-    named = record.suite if record.role == "run" else None
-    return {
-        "task": record.spec.task.name,
-        "task_version": record.spec.task.version,
-        "data_sha256": record.spec.task.data_sha256,
-        "model": record.spec.model.label,
-        "weights_sha256": record.spec.model.weights_sha256,
-        "hardware_class": record.environment.hardware_class,
-        "processes": record.environment.facts.get("processes", 1),
-        "suite": named,
-        "suite_version": record.suite_version if named else None,
-        "limits": record.limits,
-        "role": record.role,
-        "loop": record.loop,
-        "memory_basis": record.gamma.memory_basis,
-        "recipe": recipe,
-    }
-
-
-def _latest(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """Return the records without those that a later one repeats."""
-    records = list(records)
-    repeated = {r.previous for r in records if r.previous is not None}
-    return [r for r in records if r.run_id not in repeated]
-
-
-def _group(key: dict[str, Any], records: Sequence[RunRecord], trials: dict[str, RunRecord]) -> Group:
+def _group(
+    key: dict[str, Any],
+    records: Sequence[RunRecord],
+    trials: dict[str, RunRecord],
+    predictions: Predictions | None,
+) -> Group:
     metric = records[0].psi.primary
     by_arm = runs_by_arm(records)
     head, full = (ended_well(by_arm.get(arm, {})) for arm in ("head", "full"))
     # The reference depends on the model alone: a group without its head arm has no gain, never another one.
     new_head = any(r.new_head_parameters for r in records)
     names = sorted(by_arm, key=lambda arm: (_rank(arm), arm))
-    arms = tuple(
-        _arm(name, list(by_arm[name].values()), metric, head if new_head else None, full, trials) for name in names
-    )
+    table = Comparison(metric, head if new_head else None, full, predictions)
+    arms = tuple(_arm(name, list(by_arm[name].values()), table, trials) for name in names)
     failures = tuple(sorted((r for r in records if r.status != "ok"), key=lambda r: r.run_id))
     ordered = tuple(sorted(records, key=lambda r: r.run_id))
     return Group(key, metric, "head" if new_head else "base", arms, failures, ordered)
-
-
-def runs_by_arm(records: Iterable[RunRecord]) -> dict[str, dict[int, RunRecord]]:
-    """Return arm -> block -> run, failed ones included, named as a group's arms are."""
-    by_arm: dict[str, dict[int, RunRecord]] = defaultdict(dict)
-    for record in sorted(
-        records, key=lambda r: (r.status != "ok", r.notes.get("learning_rate_from") == "given", r.run_id)
-    ):
-        arm = record.arm
-        if record.block in by_arm[arm]:  # the same arm and block twice is two rows, never one of them
-            rate = "" if record.spec.training is None else f"lr={record.spec.training.learning_rate:g}, "
-            arm = f"{record.arm} ({rate}{record.run_id})"
-        by_arm[arm][record.block] = record
-    return dict(by_arm)
-
-
-def ended_well(runs: Mapping[int, RunRecord]) -> dict[int, RunRecord]:
-    """Return the runs of an arm that ended well, in the order of their blocks."""
-    return {block: runs[block] for block in sorted(runs) if runs[block].status == "ok"}
 
 
 def _rank(arm: str) -> int:
@@ -150,40 +109,154 @@ def _rank(arm: str) -> int:
     return ("head", "full", "lora", "qlora").index(first) if first in ("head", "full", "lora", "qlora") else 9
 
 
-def _arm(
-    name: str,
-    records: Sequence[RunRecord],
-    metric: str,
-    head: dict[int, RunRecord] | None,
-    full: dict[int, RunRecord],
-    trials: dict[str, RunRecord],
-) -> ArmResult:
+@dataclass(frozen=True)
+class Comparison:
+    """What the arms of a group are measured against. Runs are block -> run that ended well."""
+
+    metric: str
+    head: Mapping[int, RunRecord] | None  # None where gains are measured against the run's own base
+    full: Mapping[int, RunRecord]
+    predictions: Predictions | None = None
+    _kept: dict[tuple[int, str], Scored] = field(default_factory=dict, repr=False, compare=False)
+
+    def gains(self, runs: Mapping[int, RunRecord]) -> dict[int, float]:
+        """Return block -> gain, empty unless every block has one: a mean over fewer would be another arm's."""
+        return block_gains(runs, self.metric, self.head)
+
+    def gain(self, runs: Mapping[int, RunRecord]) -> Estimate:
+        """Return the mean gain."""
+        gains = self.gains(runs)
+        if not gains:
+            return Estimate(None, why=self._no_gain(runs))
+        return statistics.mean_difference(list(gains.values()), self._items(runs).variance or 0.0)
+
+    def difference(self, runs: Mapping[int, RunRecord], other: Mapping[int, RunRecord]) -> Estimate:
+        """Return how much better psi is than that of other runs of the same blocks."""
+        pairs = [
+            (score_of(runs[b], self.metric, "final"), score_of(other[b], self.metric, "final"))
+            for b in runs
+            if b in other
+        ]
+        if not runs or len(pairs) < len(runs) or any(None in pair for pair in pairs):
+            return Estimate(None, why="no run to compare with in every block")
+        rows = [(self._scored(runs[b], "final"), self._scored(other[b], "final")) for b in runs]
+        items = statistics.gain_covariance(self.metric, rows) if self.predictions else None
+        differences = [better_by(self.metric, a, b) for a, b in pairs if a is not None and b is not None]
+        return statistics.mean_difference(differences, (items and items.variance) or 0.0)
+
+    def retained(self, runs: Mapping[int, RunRecord]) -> Estimate:
+        """Return mean gain / mean gain of full, over the same blocks."""
+        return self._ratio(runs, None)
+
+    def multiple(self, runs: Mapping[int, RunRecord], resource: str) -> Estimate:
+        """Return how many times full tuning's gain per resource an arm reaches, paired by block.
+
+        mean g / mean(g_full,b * gamma_b / gamma_full,b). Negative gains have none: -1/10 would beat -1/1.
+        """
+        return self._ratio(runs, resource)
+
+    def item_error(self, runs: Mapping[int, RunRecord]) -> str | None:
+        """Return why the intervals of these runs leave out the error of the test items, None where they hold it."""
+        return self._items(runs).why
+
+    def _no_gain(self, runs: Mapping[int, RunRecord]) -> str:
+        if not runs:
+            return "no run ended well"
+        scored = any(score_of(r, self.metric, "final") is not None for r in runs.values())
+        return "no head run in every block" if self.head is not None and scored else "no psi was given"
+
+    def _ratio(self, runs: Mapping[int, RunRecord], resource: str | None) -> Estimate:
+        gains = self.gains(runs)
+        if not gains:
+            return Estimate(None, why=self._no_gain(runs))
+        of = {block: self.full[block] for block in gains if block in self.full}
+        full = self.gains(of)
+        if len(full) < len(gains):
+            return Estimate(None, why="no full run in every block")
+        scales = dict.fromkeys(gains, 1.0)
+        if resource is not None:
+            costs = {block: (cost_of(runs[block], resource), cost_of(of[block], resource)) for block in gains}
+            if any(None in pair for pair in costs.values()):
+                return Estimate(None, why=NOT_MEASURED)
+            scales = {b: own / theirs if theirs else 0.0 for b, (own, theirs) in costs.items()}  # type: ignore[operator]
+        own_full = runs.keys() <= self.full.keys() and all(runs[b].run_id == of[b].run_id for b in gains)
+        items = self._items(runs, of, [scales[b] for b in gains])
+        if not own_full and (why := self._full_gain(full, of)):
+            return Estimate(None, why=why, n=len(gains))
+        if resource is not None and sum(gains.values()) <= 0:
+            return Estimate(None, why="n/e: gain_not_positive", n=len(gains))
+        if not all(scales.values()):
+            return Estimate(None, why="n/e: cost_is_zero", n=len(gains))
+        if sum(full.values()) <= 0:
+            return Estimate(None, why=FULL_GAIN, n=len(gains))
+        if own_full:
+            return Estimate(1.0, why="full tuning itself", n=len(gains))
+        scaled = [full[b] * scales[b] for b in gains]
+        found = statistics.ratio_of_means(list(gains.values()), scaled, items.covariance)
+        return replace(found, why=FULL_GAIN) if found.why == statistics.DENOMINATOR else found
+
+    def _full_gain(self, full: Mapping[int, float], of: Mapping[int, RunRecord]) -> str | None:
+        """Return FULL_GAIN where full's own gain is not above zero for certain."""
+        own = statistics.mean_difference(list(full.values()), self._items(of).variance or 0.0)
+        return FULL_GAIN if own.low is not None and own.low <= 0 else None
+
+    def _items(
+        self,
+        runs: Mapping[int, RunRecord],
+        of: Mapping[int, RunRecord] | None = None,
+        scales: Sequence[float] | None = None,
+    ) -> statistics.ItemError:
+        if self.predictions is None:
+            return statistics.ItemError(None, "the predictions were not read")
+        full = None if of is None else [self._pair(record) for record in of.values()]
+        return statistics.gain_covariance(self.metric, [self._pair(r) for r in runs.values()], full, scales)
+
+    def _pair(self, record: RunRecord) -> tuple[Scored, Scored]:
+        """Return the predictions of a run and of what its gain is measured against."""
+        if self.head is None:
+            return self._scored(record, "final"), self._scored(record, "base")
+        return self._scored(record, "final"), self._scored(self.head[record.block], "final")
+
+    def _scored(self, record: RunRecord, when: str) -> Scored:
+        if (key := (id(record), when)) not in self._kept:
+            rows = self.predictions(record, when) if self.predictions is not None else []
+            self._kept[key] = Scored(self.metric, rows)
+        return self._kept[key]
+
+
+def _arm(name: str, records: Sequence[RunRecord], table: Comparison, trials: dict[str, RunRecord]) -> ArmResult:
+    metric = table.metric
     ok = ended_well({r.block: r for r in records})
     unscored = "no psi was given" if ok else "no run ended well"
-    finals = {block: value for block, r in ok.items() if (value := _score(r, metric, "final")) is not None}
-    references = {block: value for block, r in ok.items() if (value := _before(r, metric, head)) is not None}
-    gains = block_gains(ok, metric, head)
-    no_reference = "no head run in every block" if head is not None and finals else unscored
+    finals = {block: value for block, r in ok.items() if (value := score_of(r, metric, "final")) is not None}
+    references = {block: value for block, r in ok.items() if (value := _before(r, metric, table.head)) is not None}
+    no_reference = "no head run in every block" if table.head is not None and finals else unscored
     named = {i for r in ok.values() if r.search is not None for i in r.search.runs}
     # A trial is paid for even where the run that it chose the rate for was stored before.
     trial_ids = sorted(named | {i for r in ok.values() for i, t in trials.items() if _tried_for(t, r)})
+    gain, kept = table.gain(ok), table.retained(ok)
+    costs = {name: cost_ratio(ok, table.full, name) for name in RESOURCES}
+    against = table.difference(ok, table.full)
+    floor = floor_of(gain, kept)
     return ArmResult(
         arm=name,
         method=records[0].spec.method.name,
         blocks=tuple(ok),
         failed=len(records) - len(ok),
-        base=mean([_score(r, metric, "base") for r in ok.values()], unscored),
-        final=mean([_score(r, metric, "final") for r in ok.values()], unscored),
+        base=mean([score_of(r, metric, "base") for r in ok.values()], unscored),
+        final=mean([score_of(r, metric, "final") for r in ok.values()], unscored),
         finals=tuple(finals.values()),
         reference=mean([references.get(block) for block in ok], no_reference),
-        gain=mean(list(gains.values()), no_reference),
+        gain=gain,
         gamma={name: mean([getattr(r.gamma, name) for r in ok.values()], NOT_MEASURED) for name in RESOURCES},
         seconds=mean([r.seconds.get("billed") for r in ok.values()], NOT_MEASURED),
-        retained_gain=retained(gains, full, head, metric) if gains else Figure.none(no_reference),
-        multiple_of_full={
-            name: _multiple(gains, ok, full, head, metric, name) if gains else Figure.none(no_reference)
-            for name in RESOURCES
-        },
+        retained_gain=kept,
+        multiple_of_full={name: table.multiple(ok, name) for name in RESOURCES},
+        against_full=against,
+        cost_of_full=costs,
+        quadrant={name: _quadrant(against, cost, floor) for name, cost in costs.items()},
+        floor=floor,
+        item_error=table.item_error(ok) if ok else "no run ended well",
         trained_share=mean([trained_share_of(r) for r in ok.values()], "not told" if ok else "no run ended well"),
         trials=len(trial_ids),
         search_at_edge=any(r.search is not None and r.search.best_at_edge for r in ok.values()),
@@ -214,29 +287,11 @@ def _search_seconds(ids: Sequence[str], trials: dict[str, RunRecord], rates_from
     return Figure(sum(value for value in spent if value is not None))
 
 
-def trained_share_of(record: RunRecord) -> float | None:
-    """Return the share of N that trains, the new head on neither side; None where it is not told."""
-    if record.trained_parameters is None or not record.total_parameters:
-        return None
-    return record.trained_parameters / record.total_parameters
-
-
-def _score(record: RunRecord, metric: str, when: str) -> float | None:
-    scores = getattr(record.psi, when)
-    return None if scores is None else scores.get(metric)
-
-
 def _before(record: RunRecord, metric: str, head: Mapping[int, RunRecord] | None) -> float | None:
     """Return what a gain is measured against: method head of the same block, or the run's own base."""
     if head is None:
-        return _score(record, metric, "base")
-    return _score(head[record.block], metric, "final") if record.block in head else None
-
-
-def mean(values: Sequence[float | None], why: str) -> Figure:
-    """Return the mean, or the reason as soon as one value is missing: a mean of the rest would flatter."""
-    known = [value for value in values if value is not None]
-    return Figure(sum(known) / len(known)) if known and len(known) == len(values) else Figure.none(why)
+        return score_of(record, metric, "base")
+    return score_of(head[record.block], metric, "final") if record.block in head else None
 
 
 def block_gains(runs: Mapping[int, RunRecord], metric: str, head: Mapping[int, RunRecord] | None) -> dict[int, float]:
@@ -246,60 +301,43 @@ def block_gains(runs: Mapping[int, RunRecord], metric: str, head: Mapping[int, R
     """
     gains = {}
     for block, record in runs.items():
-        before, after = _before(record, metric, head), _score(record, metric, "final")
+        before, after = _before(record, metric, head), score_of(record, metric, "final")
         if before is None or after is None:
             return {}
         gains[block] = better_by(metric, after, before)
     return gains
 
 
-def _full_gains(
-    blocks: Collection[int], full: Mapping[int, RunRecord], head: Mapping[int, RunRecord] | None, metric: str
-) -> dict[int, float] | None:
-    """Return full tuning's gain per block, None unless every block has it."""
-    if any(block not in full for block in blocks):
-        return None
-    return block_gains({block: full[block] for block in blocks}, metric, head) or None
+def cost_of(record: RunRecord, axis: str) -> float | None:
+    """Return what a run spent on an axis: a resource of gamma, billed `seconds`, or a count or peak of the record."""
+    if axis in RESOURCES:
+        value = getattr(record.gamma, axis)
+    else:
+        value = record.seconds.get("billed") if axis == "seconds" else getattr(record, axis)
+    return None if value is None else float(value)
 
 
-def retained(
-    gains: dict[int, float], full: Mapping[int, RunRecord], head: Mapping[int, RunRecord] | None, metric: str
-) -> Figure:
-    """Return mean gain / mean gain of full, over the same blocks."""
-    reference = _full_gains(gains, full, head, metric)
-    if reference is None:
-        return Figure.none("no full run in every block")
-    if sum(reference.values()) <= 0:
-        return Figure.none("n/e: full_gain_not_positive")
-    return Figure(sum(gains.values()) / sum(reference.values()))
+def cost_ratio(runs: Mapping[int, RunRecord], others: Mapping[int, RunRecord], axis: str) -> Estimate:
+    """Return the geometric mean of cost / cost of the other run of the same block."""
+    if not runs or any(block not in others for block in runs):
+        return Estimate(None, why="no run to compare with in every block")
+    pairs = [(cost_of(runs[block], axis), cost_of(others[block], axis)) for block in runs]
+    known = [(own, other) for own, other in pairs if own is not None and other is not None]
+    if len(known) < len(pairs):
+        return Estimate(None, why=NOT_MEASURED)
+    return statistics.cost_ratio(*zip(*known, strict=True), counted=axis in COUNTED)
 
 
-def _multiple(
-    gains: dict[int, float],
-    ok: dict[int, RunRecord],
-    full: dict[int, RunRecord],
-    head: dict[int, RunRecord] | None,
-    metric: str,
-    resource: str,
-) -> Figure:
-    """Return how many times full tuning's gain per resource an arm reaches, paired by block.
+def floor_of(gain: Estimate, retained: Estimate) -> str | None:
+    """Return why an arm is no capability that a multiple or a quadrant may speak for, None where it is one."""
+    if retained.value is None:
+        return retained.why
+    if retained.value < CAPABILITY_FLOOR:
+        return f"keeps less than {100 * CAPABILITY_FLOOR:.0f} % of full's gain"
+    within = gain.se is not None and (gain.value or 0.0) < 2 * gain.se
+    return "its gain is within two standard errors of 0" if within else None
 
-    mean g / mean(g_full,b * gamma_b / gamma_full,b). Negative gains have none: -1/10 would beat -1/1.
-    """
-    reference = _full_gains(gains, full, head, metric)
-    if reference is None:
-        return Figure.none("no full run in every block")
-    costs = {block: getattr(ok[block].gamma, resource) for block in gains}
-    full_costs = {block: getattr(full[block].gamma, resource) for block in gains}
-    if any(value is None for value in (*costs.values(), *full_costs.values())):
-        return Figure.none(NOT_MEASURED)
-    if sum(reference.values()) <= 0:
-        return Figure.none("n/e: full_gain_not_positive")
-    if sum(gains.values()) <= 0:
-        return Figure.none("n/e: gain_not_positive")
-    if any(value == 0 for value in (*costs.values(), *full_costs.values())):
-        return Figure.none("n/e: cost_is_zero")
-    scaled = sum(reference[b] * costs[b] / full_costs[b] for b in gains)
-    if scaled <= 0:
-        return Figure.none("n/e: full_gain_not_positive")
-    return Figure(sum(gains.values()) / scaled)
+
+def _quadrant(against: Estimate, cost: Estimate, floor: str | None) -> str:
+    found = quadrant(against, cost, above_floor=floor is None)
+    return found.value or str(found.why)

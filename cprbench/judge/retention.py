@@ -17,8 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cprbench.blueprint.concentration import POOR_FIT
 from cprbench.blueprint.drift import spearman
-from cprbench.judge import cpr
-from cprbench.judge.cpr import Figure, Group
+from cprbench.judge.cpr import Comparison, Group
+from cprbench.judge.groups import (
+    NOT_MEASURED,
+    Figure,
+    Told,
+    ended_well,
+    mean,
+    runs_by_arm,
+    trained_share_of,
+)
 from cprbench.spec import Choice, ExternalSpec, RunRecord, RunSpec
 
 Equal = Literal["q", "flops"]
@@ -123,7 +131,7 @@ def retention(group: Group) -> Retention | None:
     There is one as soon as a run selects its data or is a baseline, or two arms train k-sets; else None. Method head
     and the baselines of other arms are no rows; full on all data is one, the reference.
     """
-    arms = cpr.runs_by_arm(group.records)
+    arms = runs_by_arm(group.records)
     called = {name: next(iter(runs.values())).arm for name, runs in arms.items()}  # a repeat has a name of its own
     served = _baselines({name: next(iter(arms[name].values())).spec for name in arms if called[name] == name})
     baselines = {name for names in served.values() for name in names}
@@ -131,11 +139,9 @@ def retention(group: Group) -> Retention | None:
     selects = any(r.spec.selection.name not in ("all", "external") for r in group.records)
     if not (baselines or selects or len(k_sets) > 1):
         return None
-    ok = {name: cpr.ended_well(runs) for name, runs in arms.items()}
+    ok = {name: ended_well(runs) for name, runs in arms.items()}
     table = _Table(
-        metric=group.metric,
-        head=ok.get("head", {}) if group.reference == "head" else None,
-        full=ok.get("full", {}),
+        of=Comparison(group.metric, ok.get("head", {}) if group.reference == "head" else None, ok.get("full", {})),
         baselines={row: [ok[name] for name in names] for row, names in served.items()},
         influences=_influences(group.records),
     )
@@ -151,27 +157,25 @@ def retention(group: Group) -> Retention | None:
 class _Table:
     """What the rows of a group share."""
 
-    metric: str
-    head: _Runs | None
-    full: _Runs
+    of: Comparison
     baselines: Mapping[tuple[str, Equal], Sequence[_Runs]]  # (arm, equal) -> the arms that are its baseline
     influences: Mapping[int, _InfluenceNote]  # block -> T as some run measured it
 
-    def row(self, arm: str, runs: _Runs, kept: Figure) -> Row:
+    def row(self, arm: str, runs: _Runs, kept: Told) -> Row:
         """Return an arm's row; `runs` are those that ended well."""
         untold = "not told" if runs else "no run ended well"
-        k = cpr.mean([_k(r) for r in runs.values()], untold)
-        q = cpr.mean([_q(r) for r in runs.values()], untold)
+        k = mean([_k(r) for r in runs.values()], untold)
+        q = mean([_q(r) for r in runs.values()], untold)
         product = Figure(k.value * q.value) if k.value is not None and q.value is not None else Figure.none(untold)
         return Row(
             arm=arm,
             k=k,
             q=q,
             k_times_q=product,
-            kept=kept,
+            kept=Figure.of(kept),
             random={equal: self._random(arm, runs, equal) for equal in EQUAL},
             predicted={name: self._predicted(runs, name) for name in PREDICTIONS},
-            cost={name: _share(runs, self.full, name) for name in COSTS},
+            cost={name: _share(runs, self.of.full, name) for name in COSTS},
             classes_dropped=tuple(sorted({label for r in runs.values() for label in _dropped(r)})),
         )
 
@@ -191,8 +195,7 @@ class _Table:
             if len(claims) > 1:
                 return _no_baseline(f"n/e: more than one random run at {EQUAL[equal]} in block {block}")
             drawn[block] = claims[0]
-        gains = cpr.block_gains(drawn, self.metric, self.head)
-        kept = cpr.retained(gains, self.full, self.head, self.metric) if gains else Figure.none("no gain to compare")
+        kept = Figure.of(self.of.retained(drawn))
         of_submodules = all(r.spec.selection.name == "all" for r in drawn.values())
         return Baseline(kept, _share(drawn, runs, "k" if of_submodules else equal))
 
@@ -200,7 +203,7 @@ class _Table:
         """Return the mean of a prediction over blocks, or the reason of the first block that has none."""
         found = [_predict(record, self.influences.get(block), name) for block, record in runs.items()]
         whys = [figure.why for figure in found if figure.value is None]
-        return cpr.mean([figure.value for figure in found], (whys[0] if whys else None) or "no run ended well")
+        return mean([figure.value for figure in found], (whys[0] if whys else None) or "no run ended well")
 
 
 def _no_baseline(why: str) -> Baseline:
@@ -276,7 +279,7 @@ def _k(record: RunRecord) -> float | None:
     """Return the share of N that trains: all for full, the k-set's, else what trains (adapters)."""
     if record.spec.method.name == "full":
         return 1.0
-    return cpr.trained_share_of(record) if record.k_reached is None else record.k_reached
+    return trained_share_of(record) if record.k_reached is None else record.k_reached
 
 
 def _q(record: RunRecord) -> float | None:
@@ -302,10 +305,10 @@ def _share(runs: _Runs, of: _Runs, name: str) -> Figure:
         return Figure.none("no run ended well")
     if any(block not in of for block in runs):
         return Figure.none("no full run in every block")
-    own = cpr.mean([_value(record, name) for record in runs.values()], cpr.NOT_MEASURED)
-    reference = cpr.mean([_value(of[block], name) for block in runs], cpr.NOT_MEASURED)
+    own = mean([_value(record, name) for record in runs.values()], NOT_MEASURED)
+    reference = mean([_value(of[block], name) for block in runs], NOT_MEASURED)
     if own.value is None or reference.value is None:
-        return Figure.none(cpr.NOT_MEASURED)
+        return Figure.none(NOT_MEASURED)
     return Figure(own.value / reference.value) if reference.value else Figure.none("n/e: cost_is_zero")
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from cprbench.judge.cpr import Figure
 from cprbench.judge.cross_influence import CrossInfluence, Retention
+from cprbench.judge.groups import Figure
 from cprbench.render.heatmap import legend, page, percent, scrolled, step, told
 from cprbench.render.numbers import score
 

@@ -17,7 +17,7 @@ from cprbench.blueprint.picking import influences
 from cprbench.blueprint.schema import Blueprint, Interval, Layer, Making
 from cprbench.blueprint.signals import norms_of
 from cprbench.errors import MethodError
-from cprbench.judge.cpr import Figure
+from cprbench.judge.groups import Figure
 from cprbench.render.numbers import number, resource_title
 from cprbench.spec import RESOURCES
 

@@ -5,20 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cprbench.judge.cpr import ArmResult, Figure, Group, compare
+from cprbench.judge.cpr import ArmResult, Group, compare
+from cprbench.judge.groups import Figure, Predictions
 from cprbench.judge.retention import retention
 from cprbench.render import retention as page
-from cprbench.render.numbers import missing_resources, number, percent, resource_title, score, signed, times
+from cprbench.render.numbers import (
+    missing_resources,
+    number,
+    percent,
+    resource_title,
+    score,
+    signed,
+    times,
+    with_interval,
+)
 from cprbench.spec import RESOURCES, RunRecord
 
 #: More arms than these are not all told in the one-line answer.
 _ARMS_IN_A_LINE = 6
 
 
-def render_report(records: Sequence[RunRecord], damaged: Mapping[str, str] | None = None) -> str:
-    """Return the report of records as Markdown; directories that could not be read are named at its end."""
+def render_report(
+    records: Sequence[RunRecord], damaged: Mapping[str, str] | None = None, predictions: Predictions | None = None
+) -> str:
+    """Return the report of records as Markdown; directories that could not be read are named at its end.
+
+    `predictions` give the intervals the error of the test items (Evidence.predictions).
+    """
     parts = ["# Capability per resource", ""]
-    groups = compare(records)
+    groups = compare(records, predictions)
     if not groups:
         parts += ["There are no runs to report.", ""]
     for group in groups:
@@ -43,7 +58,8 @@ def headline(group: Group, show: Callable[[str], str] = escape) -> str:
     told = dict.fromkeys(arm.arm for arm in known)
     if len(known) > _ARMS_IN_A_LINE:  # of a sweep: what kept most, and what did per FLOP
         best = max(known, key=lambda arm: arm.retained_gain.value or 0.0)
-        cheapest = max(known, key=lambda arm: arm.multiple_of_full["flops"].value or 0.0)
+        able = [arm for arm in known if arm.floor is None] or [best]  # doing less has the best ratio of all
+        cheapest = max(able, key=lambda arm: arm.multiple_of_full["flops"].value or 0.0)
         told = dict.fromkeys([best.arm, cheapest.arm])
     words = []
     for arm in known:
@@ -62,7 +78,11 @@ def headline(group: Group, show: Callable[[str], str] = escape) -> str:
 
 def _group(group: Group) -> list[str]:
     key = group.key
-    suite = f", suite {escape(key['suite'])} v{key['suite_version']}" if key["suite"] else ""
+    suite = (
+        f", {'suites' if len(key['suites']) > 1 else 'suite'} {escape(', '.join(key['suites']))}"
+        if key["suites"]
+        else ""
+    )
     limits = "".join(f", {escape(name)} {value}" for name, value in sorted(key["limits"].items()))
     blocks = max((len(arm.blocks) for arm in group.arms), default=0)
     processes = f", {key['processes']} processes" if key["processes"] > 1 else ""
@@ -72,8 +92,10 @@ def _group(group: Group) -> list[str]:
         headline(group),
         "",
         f"{escape(key['hardware_class'])}{processes}{suite}{limits}. {blocks} block{'s' if blocks != 1 else ''}: "
-        + ("points, no interval." if blocks < 3 else "means over blocks."),
+        + ("points, no interval." if blocks < 3 else "means over blocks, with 95 % intervals."),
     ]
+    lacking = sorted({arm.item_error for arm in group.arms if arm.item_error and len(arm.blocks) >= 3})
+    parts += [f"Intervals leave out the error of the test items: {escape('; '.join(lacking))}."] if lacking else []
     if key["loop"] != "cprbench":
         parts.append(
             "Measured around an external loop: its recipe and data are not known, so it has a table of its own."
@@ -102,8 +124,8 @@ def _group(group: Group) -> list[str]:
                 score(arm.reference),
                 score(arm.final),
                 " ".join(f"{value:.3f}" for value in arm.finals),
-                signed(arm.gain),
-                percent(arm.retained_gain),
+                with_interval(signed, arm.gain),
+                with_interval(percent, arm.retained_gain),
                 percent(arm.trained_share),
             ]
             for arm in group.arms
@@ -126,8 +148,8 @@ def _group(group: Group) -> list[str]:
         [
             [
                 escape(arm.arm),
-                percent(arm.retained_gain),
-                *(times(arm.multiple_of_full[r]) for r in RESOURCES),
+                with_interval(percent, arm.retained_gain),
+                *(with_interval(times, arm.multiple_of_full[r]) for r in RESOURCES),
             ]
             for arm in group.arms
             if arm.arm != "full"

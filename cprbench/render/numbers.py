@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from cprbench.judge.cpr import Figure
+from collections.abc import Callable
+
+from cprbench.judge.groups import Figure, Told
+from cprbench.judge.statistics import Estimate
 from cprbench.spec import RESOURCES, RunRecord
 
 _UNITS = {
@@ -27,7 +30,7 @@ def resource_title(resource: str) -> str:
     return _UNITS[resource]
 
 
-def number(figure: Figure, digits: int = 3) -> str:
+def number(figure: Told, digits: int = 3) -> str:
     """Return a figure with `digits` significant digits, or its reason."""
     if figure.value is None:
         return figure.why or "not measured"
@@ -38,24 +41,31 @@ def number(figure: Figure, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - whole)}f}" if abs(value) >= 1 else f"{value:.{digits}g}"
 
 
-def score(figure: Figure) -> str:
+def score(figure: Told) -> str:
     """Return a score with three decimals, or its reason."""
     return figure.why or "not measured" if figure.value is None else f"{figure.value:.3f}"
 
 
-def signed(figure: Figure) -> str:
+def signed(figure: Told) -> str:
     """Return a gain with its sign and three decimals, or its reason."""
     return figure.why or "not measured" if figure.value is None else f"{figure.value:+.3f}"
 
 
-def percent(figure: Figure) -> str:
+def percent(figure: Told) -> str:
     """Return a share as a whole percentage, or its reason."""
     return figure.why or "not measured" if figure.value is None else f"{100 * figure.value:.0f} %"
 
 
-def times(figure: Figure) -> str:
+def times(figure: Told) -> str:
     """Return a multiple, or its reason."""
     return figure.why or "not measured" if figure.value is None else f"{figure.value:.2f}x"
+
+
+def with_interval(show: Callable[[Told], str], estimate: Estimate) -> str:
+    """Return an estimate as `show` writes numbers, with its 95 % interval where it has one."""
+    if estimate.low is None or estimate.high is None:
+        return show(estimate)
+    return f"{show(estimate)} [{show(Figure(estimate.low))}, {show(Figure(estimate.high))}]"
 
 
 def missing_resources(record: RunRecord) -> dict[str, str]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cprbench.judge.cpr import Figure
+from cprbench.judge.groups import Figure
 from cprbench.render.numbers import number
 
 _GIB = 2**30

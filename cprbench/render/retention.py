@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from cprbench.judge.cpr import Figure
+from cprbench.judge.groups import Told
 from cprbench.judge.retention import EQUAL, PREDICTIONS, Retention, Row
 from cprbench.render.numbers import number, percent, score, times
 
@@ -20,12 +20,12 @@ LEGEND = (
 )
 
 
-def _fraction(figure: Figure) -> str:
+def _fraction(figure: Told) -> str:
     return number(figure, 2)
 
 
 #: column -> (its figure, its format)
-COLUMNS: dict[str, tuple[Callable[[Row], Figure], Callable[[Figure], str]]] = {
+COLUMNS: dict[str, tuple[Callable[[Row], Told], Callable[[Told], str]]] = {
     "k": (lambda row: row.k, _fraction),
     "q": (lambda row: row.q, _fraction),
     "kept": (lambda row: row.kept, percent),

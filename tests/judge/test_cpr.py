@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cprbench.judge.cpr import ArmResult, Figure, Group, compare
+from cprbench.judge.cpr import ArmResult, Group, compare
+from cprbench.judge.groups import Figure
 from cprbench.spec import RESOURCES, Reading, RunRecord
 from tests.records_factory import GPU, make_psi, make_record, make_search
 
@@ -92,7 +93,7 @@ def test_a_gain_on_the_negative_log_likelihood_is_what_it_fell_by() -> None:
     assert arm.retained_gain.value == pytest.approx(0.75)
     worse = [*records[:2], make_record(arm=PARTIAL, base=1.2, final=1.0, metric="nll")]
     assert arm_of(PARTIAL, *worse).gain.value == pytest.approx(-0.1)
-    assert arm_of(PARTIAL, *worse).multiple_of_full["flops"] == Figure(None, "n/e: gain_not_positive")
+    assert Figure.of(arm_of(PARTIAL, *worse).multiple_of_full["flops"]) == Figure(None, "n/e: gain_not_positive")
 
 
 def test_the_costs_of_an_arm_are_means_over_its_blocks() -> None:
@@ -116,7 +117,7 @@ def test_a_gain_that_is_not_positive_has_no_multiple() -> None:
     for final in (0.60, 0.40):  # as good as head, and worse
         records = [make_record(arm=a, final=f) for a, f in {"head": 0.6, "full": 0.8, PARTIAL: final}.items()]
         arm = arm_of(PARTIAL, *records)
-        assert arm.multiple_of_full["flops"] == Figure(None, "n/e: gain_not_positive")
+        assert Figure.of(arm.multiple_of_full["flops"]) == Figure(None, "n/e: gain_not_positive")
         assert arm.retained_gain.value == pytest.approx((final - 0.6) / 0.2)
 
 
@@ -124,8 +125,8 @@ def test_nothing_is_retained_of_a_gain_of_full_that_is_not_positive() -> None:
     for final in (0.60, 0.55):
         records = [make_record(arm=a, final=f) for a, f in {"head": 0.6, "full": final, PARTIAL: 0.7}.items()]
         arm = arm_of(PARTIAL, *records)
-        assert arm.retained_gain == Figure(None, "n/e: full_gain_not_positive")
-        assert arm.multiple_of_full["flops"] == Figure(None, "n/e: full_gain_not_positive")
+        assert Figure.of(arm.retained_gain) == Figure(None, "n/e: full_gain_not_positive")
+        assert Figure.of(arm.multiple_of_full["flops"]) == Figure(None, "n/e: full_gain_not_positive")
         assert arm.gain.value == pytest.approx(0.1)
 
 
@@ -133,11 +134,11 @@ def test_what_was_not_measured_is_a_reason_and_never_zero() -> None:
     arm = arm_of(PARTIAL, *two_blocks())
     for resource in ("energy_kwh", "co2_kg"):
         assert arm.gamma[resource] == Figure(None, "not measured")
-        assert arm.multiple_of_full[resource] == Figure(None, "not measured")
+        assert Figure.of(arm.multiple_of_full[resource]) == Figure(None, "not measured")
     half = two_blocks()
     half[-1] = half[-1].model_copy(update={"gamma": half[-1].gamma.model_copy(update={"flops": None})})
     assert arm_of(PARTIAL, *half).gamma["flops"] == Figure(None, "not measured")  # a mean of the rest would flatter
-    assert arm_of(PARTIAL, *half).multiple_of_full["flops"] == Figure(None, "not measured")
+    assert Figure.of(arm_of(PARTIAL, *half).multiple_of_full["flops"]) == Figure(None, "not measured")
     assert arm_of("full", *half).multiple_of_full["flops"].value == 1
 
 
@@ -146,7 +147,7 @@ def test_a_cost_measured_as_zero_has_no_multiple() -> None:
     records[1] = make_record(arm="full", gamma={"energy_kwh": 1.0})
     arm = arm_of(PARTIAL, *records)
     assert arm.gamma["energy_kwh"] == Figure(0.0)
-    assert arm.multiple_of_full["energy_kwh"] == Figure(None, "n/e: cost_is_zero")
+    assert Figure.of(arm.multiple_of_full["energy_kwh"]) == Figure(None, "n/e: cost_is_zero")
 
 
 def test_without_full_in_every_block_nothing_is_compared_with_it() -> None:
@@ -156,8 +157,8 @@ def test_without_full_in_every_block_nothing_is_compared_with_it() -> None:
         for arm in left_out:
             rest.remove(next(r for r in rest if r.arm == arm))
         found = arm_of(PARTIAL, *rest)
-        assert found.retained_gain == Figure(None, "no full run in every block")
-        assert found.multiple_of_full["flops"] == Figure(None, "no full run in every block")
+        assert Figure.of(found.retained_gain) == Figure(None, "no full run in every block")
+        assert Figure.of(found.multiple_of_full["flops"]) == Figure(None, "no full run in every block")
         assert found.gain.value is not None
 
 
@@ -165,7 +166,7 @@ def test_without_a_head_arm_a_new_head_has_no_gain_instead_of_one_against_the_ba
     records = [record for record in two_blocks() if record.arm != "head"]
     arm = arm_of(PARTIAL, *records)
     assert group_of(*records).reference == "head"
-    assert arm.gain == Figure(None, "no head run in every block")
+    assert Figure.of(arm.gain) == Figure(None, "no head run in every block")
     assert arm.final.value == pytest.approx(0.765)
     assert arm.base.value == 0.5
 
@@ -200,15 +201,21 @@ def test_an_arm_that_only_failed_has_no_figure() -> None:
         {"spec": {"model": "another model"}},
         {"spec": {"training": {"epochs": 9}}},
         {"limits": {"max_examples": 100}},
-        {"suite": "quickstart", "suite_version": 1},
         {"role": "smoke"},
     ],
-    ids=["hardware class", "task version", "task", "weights", "recipe", "limits", "suite", "smoke"],
+    ids=["hardware class", "task version", "task", "weights", "recipe", "limits", "smoke"],
 )
 def test_runs_that_differ_in_more_than_their_arm_are_never_in_one_group(other: dict[str, Any]) -> None:
     groups = compare([make_record(arm="full"), make_record(arm="full", run_id="f" * 16, **other)])
     assert len(groups) == 2
     assert [arm.blocks for group in groups for arm in group.arms] == [(0,), (0,)]
+
+
+def test_suites_with_the_same_limits_and_recipe_share_a_group_since_a_stored_run_serves_both() -> None:
+    full = make_record(arm="full", suite="k-sweep", suite_version=1)
+    group = group_of(full, make_record(arm=PARTIAL, suite="q-sweep", suite_version=2, run_id="f" * 16))
+    assert group.key["suites"] == ["k-sweep v1", "q-sweep v2"]
+    assert [arm.retained_gain.value is None for arm in group.arms] == [True, True]  # head is missing
 
 
 def test_versions_of_one_suite_are_never_in_one_group() -> None:
@@ -334,7 +341,7 @@ def test_a_record_that_contradicts_itself_stops_no_comparison(overrides: dict[st
 def test_a_run_whose_psi_was_not_given_has_costs_and_no_gain() -> None:
     arm = arm_of("lora", make_record(arm="lora", psi=make_psi(None, None), new_head_parameters=0))
     assert (arm.blocks, arm.failed, arm.finals) == ((0,), 0, ())
-    assert arm.final == arm.base == arm.gain == Figure(None, "no psi was given")
+    assert arm.final == arm.base == Figure.of(arm.gain) == Figure(None, "no psi was given")
     assert arm.retained_gain.value is None
     assert arm.gamma["flops"].value == 1000
 

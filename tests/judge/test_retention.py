@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprbench.judge.cpr import Figure, compare
+from cprbench.judge.cpr import compare
+from cprbench.judge.groups import Figure
 from cprbench.judge.retention import Agreement, Retention, Row, retention
 from cprbench.spec import RunRecord
 from tests.records_factory import make_record
@@ -149,7 +150,7 @@ def test_without_full_in_every_block_nothing_is_a_share_of_it() -> None:
     assert row.kept == row.cost["flops"] == row.random["q"].kept == why
     assert row.random["q"].ratio.value == pytest.approx(1)
     row = row_of(PICKED, *(r for r in sweep() if (r.arm, r.block) != ("head", 1)))
-    assert row.random["q"].kept == Figure(None, "no gain to compare")
+    assert row.random["q"].kept == Figure(None, "no head run in every block")
 
 
 def test_a_cost_that_was_not_measured_has_no_share() -> None:

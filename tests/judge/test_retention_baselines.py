@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from cprbench.adapt.settings import settings_of
-from cprbench.judge.cpr import Figure
+from cprbench.judge.groups import Figure
 from cprbench.judge.retention import Baseline
-from cprbench.runs import planner
+from cprbench.runs import arms
 from cprbench.spec import ArmSpec, RunRecord
 from tests.judge.test_retention import AT_FLOPS, AT_Q, PICKED, arms_of, references, row_of, run, sweep, table_of
 from tests.records_factory import make_record
@@ -226,7 +226,7 @@ def test_the_table_knows_every_baseline_that_a_suite_plans() -> None:
         ArmSpec(method="partial", settings={"k": 0.05}, baselines=True, baseline_method="random-submodules"),
         ArmSpec(method="partial", settings={"k": 0.05}, selection="cross", baselines=True),
     ]
-    planned = planner.arms_of(listed)
+    planned = arms.arms_of(listed)
     records = [_planned(arm, block) for arm in planned for block in (0, 1)]
     rows = {row.arm: row for row in table_of(*references()[:2], *records).rows}
     chosen = {arm.label for arm in planned if "random" not in arm.label}
@@ -235,7 +235,7 @@ def test_the_table_knows_every_baseline_that_a_suite_plans() -> None:
         assert rows[name].random["q"].kept.value == rows[name].random["flops"].kept.value == pytest.approx(1), name
 
 
-def _planned(arm: planner.Arm, block: int) -> RunRecord:
+def _planned(arm: arms.Arm, block: int) -> RunRecord:
     """Return a run of a planned arm, its spec as it is stored."""
     selection = settings_of(arm.selection) | ({"flops": 500.0 + block} if arm.follows else {})
     spec = {"settings": settings_of(arm.method), "selection": arm.selection.name, "selection_settings": selection}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cprbench.judge.cpr import Figure
+from cprbench.judge.groups import Figure
 from cprbench.render.markdown import escape, render_report
 from cprbench.render.numbers import number, percent, score, signed, times
 from cprbench.spec import Environment, Reading, RunRecord

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import types
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -151,15 +149,15 @@ def test_a_hostile_name_is_shown_as_text() -> None:
 
 
 @pytest.mark.parametrize("selects", [True, False])
-def test_the_json_of_a_report_holds_the_table_of_each_group(selects: bool, monkeypatch: Any) -> None:
-    found = types.SimpleNamespace(runs=[types.SimpleNamespace(record=r) for r in sweep()], damaged={})
-    if not selects:
-        found.runs = found.runs[:4]
-    monkeypatch.setattr(store, "load_runs", lambda _: found)
-    done = CliRunner().invoke(app, ["report", "anywhere", "--json"])
+def test_the_json_of_a_report_holds_the_table_of_each_group(selects: bool, tmp_path: Path) -> None:
+    records = sweep() if selects else sweep()[:4]
+    shelf = store.Store(tmp_path)
+    for record in records:
+        shelf.commit(shelf.begin(record.run_id), record)
+    done = CliRunner().invoke(app, ["report", str(tmp_path), "--json"])
     assert done.exit_code == 0, done.output
     (group,) = json.loads(done.stdout)["groups"]
-    assert len(group["records"]) == len(found.runs)
+    assert len(group["records"]) == len(records)
     if not selects:
         assert group["retention"] is None
         return

@@ -87,6 +87,8 @@ def told(pool: Pool, places: Sequence[int], q: float | None) -> dict[str, Any]:
 
 def cross_influence(pool: Pool, norms: NDArray[Any], places: Sequence[int]) -> dict[str, Any]:
     """Return T (examples x submodules) summed over all and over the kept examples, and eq. 35's exponents."""
+    import numpy as np
+
     picked = norms[list(places)]
     columns = {
         "sums": norms.sum(0),
@@ -95,7 +97,9 @@ def cross_influence(pool: Pool, norms: NDArray[Any], places: Sequence[int]) -> d
         "selected_squares": (picked**2).sum(0),
     }
     by_cell = {name: dict(zip(pool.sizes, values.tolist(), strict=True)) for name, values in columns.items()}
-    return {"examples": len(norms), **by_cell, **asdict(exponents(norms.T, pool.sizes))}
+    singular = np.linalg.svd(norms, compute_uv=False).tolist()  # of all examples: whether T is of low rank (eq. 33)
+    fits = asdict(exponents(norms.T, pool.sizes))
+    return {"examples": len(norms), "singular_values": singular, **by_cell, **fits}
 
 
 def with_cross_influence(pool: Pool, measured: Measured, selected: Selected) -> Selected:

@@ -1,0 +1,148 @@
+"""Which runs may be compared with one another, and what a run says: no formula of cpr is here.
+
+Runs are compared inside a group: same task version, weights, hardware class, limits, recipe and number of processes.
+Suites with the same limits and recipe share one, since a stored run serves every suite that asks for it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cprbench.schema import sha256_of
+from cprbench.spec import RunRecord
+
+#: Why an arm has no number of a resource.
+NOT_MEASURED = "not measured"
+
+#: predictions(record, "base" or "final") -> the rows of its predictions, [] where they are not stored.
+Predictions = Callable[[RunRecord, str], Sequence[Mapping[str, Any]]]
+
+
+class Told(Protocol):
+    """What pages write: a number, or the reason why there is none."""
+
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def why(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number, or None with the reason why there is none."""
+
+    value: float | None
+    why: str | None = None
+
+    @classmethod
+    def none(cls, why: str) -> Figure:
+        """Return the absence of a number, with its reason."""
+        return cls(None, why)
+
+    @classmethod
+    def of(cls, told: Told) -> Figure:
+        """Return what an estimate says, without its interval."""
+        return cls(told.value, told.why if told.value is None else None)
+
+
+def mean(values: Sequence[float | None], why: str) -> Figure:
+    """Return the mean, or the reason as soon as one value is missing: a mean of the rest would flatter."""
+    known = [value for value in values if value is not None]
+    return Figure(sum(known) / len(known)) if known and len(known) == len(values) else Figure.none(why)
+
+
+def grouped(records: Iterable[RunRecord]) -> list[tuple[dict[str, Any], list[RunRecord]]]:
+    """Return (what they share, runs) of every group, without trials of a search and without runs that were repeated."""
+    classes: dict[str, list[RunRecord]] = defaultdict(list)
+    keys: dict[str, dict[str, Any]] = {}
+    for record in latest(r for r in records if r.role != "search"):
+        key = group_key(record)
+        keys[sha256_of(key)] = key
+        classes[sha256_of(key)].append(record)
+    found = [
+        ({**keys[name], "suites": suites}, runs)
+        for name, members in classes.items()
+        for suites, runs in _by_suite_version(members)
+    ]
+    return sorted(
+        found, key=lambda pair: (pair[0]["task"], pair[0]["model"], str(pair[0]["suites"]), sha256_of(pair[0]))
+    )
+
+
+def _by_suite_version(records: Sequence[RunRecord]) -> list[tuple[list[str], list[RunRecord]]]:
+    """Return (suites, runs): all together, unless there are two versions of one suite, which never share a table."""
+    versions: dict[str, set[int | None]] = defaultdict(set)
+    for record in records:
+        if record.suite and record.role == "run":
+            versions[record.suite].add(record.suite_version)
+    parts: dict[tuple[str, int | None] | None, list[RunRecord]] = defaultdict(list)
+    for record in records:
+        several = record.role == "run" and record.suite is not None and len(versions[record.suite]) > 1
+        parts[(str(record.suite), record.suite_version) if several else None].append(record)
+    return [(_suites(part), part) for part in parts.values()]
+
+
+def _suites(records: Sequence[RunRecord]) -> list[str]:
+    return sorted({f"{r.suite} v{r.suite_version}" for r in records if r.suite})
+
+
+def group_key(record: RunRecord) -> dict[str, Any]:
+    """Return what two runs must share to be compared."""
+    training = record.spec.training
+    recipe = None if training is None else training.model_dump(exclude={"learning_rate"})
+    return {
+        "task": record.spec.task.name,
+        "task_version": record.spec.task.version,
+        "data_sha256": record.spec.task.data_sha256,
+        "model": record.spec.model.label,
+        "weights_sha256": record.spec.model.weights_sha256,
+        "hardware_class": record.environment.hardware_class,
+        "processes": record.environment.facts.get("processes", 1),
+        "limits": record.limits,
+        "role": record.role,
+        "loop": record.loop,
+        "memory_basis": record.gamma.memory_basis,
+        "recipe": recipe,
+    }
+
+
+def latest(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Return the records without those that a later one repeats."""
+    records = list(records)
+    repeated = {r.previous for r in records if r.previous is not None}
+    return [r for r in records if r.run_id not in repeated]
+
+
+def runs_by_arm(records: Iterable[RunRecord]) -> dict[str, dict[int, RunRecord]]:
+    """Return arm -> block -> run, failed ones included, named as a group's arms are."""
+    by_arm: dict[str, dict[int, RunRecord]] = defaultdict(dict)
+    for record in sorted(
+        records, key=lambda r: (r.status != "ok", r.notes.get("learning_rate_from") == "given", r.run_id)
+    ):
+        arm = record.arm
+        if record.block in by_arm[arm]:  # the same arm and block twice is two rows, never one of them
+            rate = "" if record.spec.training is None else f"lr={record.spec.training.learning_rate:g}, "
+            arm = f"{record.arm} ({rate}{record.run_id})"
+        by_arm[arm][record.block] = record
+    return dict(by_arm)
+
+
+def ended_well(runs: Mapping[int, RunRecord]) -> dict[int, RunRecord]:
+    """Return the runs of an arm that ended well, in the order of their blocks."""
+    return {block: runs[block] for block in sorted(runs) if runs[block].status == "ok"}
+
+
+def trained_share_of(record: RunRecord) -> float | None:
+    """Return the share of N that trains, the new head on neither side; None where it is not told."""
+    if record.trained_parameters is None or not record.total_parameters:
+        return None
+    return record.trained_parameters / record.total_parameters
+
+
+def score_of(record: RunRecord, metric: str, when: str) -> float | None:
+    """Return psi by `metric`, "base" or "final"; None where it was not scored."""
+    scores = getattr(record.psi, when)
+    return None if scores is None else scores.get(metric)
