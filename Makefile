@@ -24,6 +24,7 @@ bench: .venv/dev.stamp  ## measurements of cprbench itself
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.partial
 	$(BIN)/python -m benchmarks.profile
+	$(BIN)/python -m benchmarks.statistics
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

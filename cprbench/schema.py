@@ -15,7 +15,7 @@ from cprbench.errors import SpecError, did_you_mean
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**63)]
 
 
 def finite(value: Any) -> Any:
@@ -32,7 +32,10 @@ def finite(value: Any) -> Any:
     return value
 
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+#: Sums, squares and means of what is below this stay finite.
+MOST = 1e100
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=-MOST, le=MOST)]
+Amount = Annotated[float, Field(ge=0, le=MOST)]
 Table = Annotated[dict[str, Any], AfterValidator(finite)]  # free keys; numbers are finite all the same
 
 

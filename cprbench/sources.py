@@ -98,11 +98,11 @@ class Splits(Frozen):
 
 
 class ExampleSpec(Frozen):
-    """How a row becomes a prompt and an answer."""
+    """How a row becomes a prompt and an answer, or, of kind text, a text that a model is asked to predict."""
 
-    kind: Literal["choice"]
-    prompt: str
-    answer: str
+    kind: Literal["choice", "text"]
+    prompt: str  # of kind text: the text itself, all of which is scored
+    answer: str = ""
     choices: list[str] | None = None
     choices_from: Literal["answer"] | None = None
     choices_column: str | None = None
@@ -122,6 +122,12 @@ class ExampleSpec(Frozen):
     @model_validator(mode="after")
     def _one_choice_source(self) -> ExampleSpec:
         given = [v for v in (self.choices, self.choices_from, self.choices_column) if v is not None]
+        if self.kind == "text":
+            if given or self.answer:
+                raise ValueError('a text has no answer and no choices: leave them out, or write kind = "choice"')
+            return self
+        if not self.answer:
+            raise ValueError("answer is missing: name the column that holds it")
         if len(given) != 1:
             raise ValueError("give exactly one of choices, choices_from, choices_column")
         if self.choices is not None and len(self.choices) < 2:

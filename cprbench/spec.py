@@ -6,21 +6,21 @@ This module imports no torch: a record can be read wherever Python runs.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from cprbench.schema import Count, Finite, Frozen, Sha256, Table, sha256_of
+from cprbench.endings import Budgets, BudgetSpec, StopSpec
+from cprbench.schema import MOST, Amount, Count, Finite, Frozen, Sha256, Table, sha256_of
 from cprbench.sources import ExampleSpec, Source, Splits
 
 RECORD_SCHEMA: Literal["cprbench.record/1"] = "cprbench.record/1"
 Phase = Literal["setup", "search", "select", "train", "validate", "score"]
 PHASES: tuple[Phase, ...] = ("setup", "select", "train", "validate", "score")
-#: Phases whose cost is billed (DESIGN: select + train; validate only where the method acts on it).
+#: Phases whose cost is billed in every run (DESIGN: select + train; validate only where the method acts on it).
 BILLED_PHASES: tuple[Phase, ...] = ("select", "train")
-#: Metrics stored in their natural sign although lower is better; a gain on them is old minus new.
-LOWER_IS_BETTER = frozenset({"nll"})
+#: Metrics stored in their natural sign although lower is better, alone or as the end of a name (eval_loss).
+LOWER_IS_BETTER = ("nll", "bits_per_byte", "loss", "perplexity")
 #: The resources of gamma, in the order in which pages show them.
 RESOURCES = ("device_hours", "core_hours", "energy_kwh", "memory_gb_hours", "co2_kg", "flops")
 
@@ -51,6 +51,7 @@ class TrainingSpec(Frozen):
     validation_items: Annotated[int, Field(ge=1)] = 200
     gradient_checkpointing: bool = False
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    schedule: Literal["linear", "constant"] = "linear"  # of the learning rate, after its warm-up
     compile: bool = False  # by torch.compile, the backbone alone, from training on
     cache_prefix: Literal["auto", "memory", "disk", "off"] = "auto"  # keep what the frozen layers below give
     select_warmup_steps: Count = 50
@@ -66,9 +67,9 @@ class TaskSpec(Frozen):
     domain: str
     license: str
     citation: str
-    chance: Annotated[float, Field(ge=0, le=1)]
+    chance: Annotated[float, Field(ge=0, le=1)] | None = None  # of a right choice; None for texts
     primary: str
-    metrics: list[Literal["accuracy", "macro_f1", "nll"]]
+    metrics: list[Literal["accuracy", "macro_f1", "nll", "bits_per_byte"]]
     description: str = ""
     data_sha256: Sha256 | None = None  # of all examples; checked whichever source served them
     source: Annotated[list[Source], Field(min_length=1)]
@@ -81,6 +82,25 @@ class TaskSpec(Frozen):
         if self.primary not in self.metrics:
             raise ValueError(f"primary {self.primary!r} is not among metrics {self.metrics}")
         return self
+
+    @model_validator(mode="after")
+    def _metrics_of_its_kind(self) -> TaskSpec:
+        known = {"text": {"bits_per_byte", "nll"}, "choice": {"accuracy", "macro_f1", "nll"}}[self.example.kind]
+        if other := sorted(set(self.metrics) - known):
+            raise ValueError(f"{other[0]} is no metric of kind {self.example.kind}, which has {sorted(known)}")
+        if self.example.kind == "choice" and self.chance is None:
+            raise ValueError("chance is missing: the share of right answers that guessing gives")
+        return self
+
+
+def _rising(shares: tuple[float, ...]) -> tuple[float, ...]:
+    """Return shares of training as they are; raises ValueError unless they rise in whole per cents."""
+    if any(round(share, 2) != share for share in shares) or sorted(set(shares)) != list(shares):
+        raise ValueError("shares of training rise, each in whole per cents, as in [0.5, 0.8, 1.0]")
+    return shares
+
+
+Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_rising)]
 
 
 # --- suites -----------------------------------------------------------------------------------------
@@ -97,6 +117,11 @@ class ArmSpec(Frozen):
     baselines: bool = False
     #: The method of these baselines, where it is not the arm's own: it takes over the settings that both have.
     baseline_method: str | None = None
+    #: Where training ends before or after the recipe's epochs; a list of budgets makes one arm each.
+    stop: StopSpec | None = None
+    budget: Budgets = ()
+    #: At which shares of its steps a blueprint of the model is written beside the record.
+    snapshots: Shares = ()
 
 
 class Limits(Frozen):
@@ -156,7 +181,13 @@ class Choice(Frozen):
 
 #: What runs did before the recipe had these settings: records without them are read as saying so, and a run that says
 #: so has the id that it had.
-RECIPE_BEFORE = {"gradient_checkpointing": False, "optimizer": "adamw", "compile": False, "cache_prefix": "off"}
+RECIPE_BEFORE = {
+    "gradient_checkpointing": False,
+    "optimizer": "adamw",
+    "schedule": "linear",
+    "compile": False,
+    "cache_prefix": "off",
+}
 
 
 class RunSpec(Frozen):
@@ -168,6 +199,9 @@ class RunSpec(Frozen):
     selection: Choice
     seed: Count
     training: TrainingSpec
+    stop: StopSpec | None = None  # these three are no part of the id where there is none
+    budget: BudgetSpec | None = None
+    snapshots: Shares = ()
 
     @field_validator("training", mode="before")
     @classmethod
@@ -203,6 +237,8 @@ class ExternalSpec(Frozen):
     selection: Choice = Choice(name="external")
     seed: None = None
     training: None = None
+    stop: None = None
+    budget: None = None
 
 
 class Reading(Frozen):
@@ -253,12 +289,12 @@ class Psi(Frozen):
 class Gamma(Frozen):
     """The resource vector of a run: billed phases over all attempts. None means not measured."""
 
-    device_hours: float | None
-    core_hours: float | None
-    energy_kwh: float | None
-    memory_gb_hours: float | None
-    co2_kg: float | None
-    flops: int | None
+    device_hours: Amount | None
+    core_hours: Amount | None
+    energy_kwh: Amount | None
+    memory_gb_hours: Amount | None
+    co2_kg: Amount | None
+    flops: Annotated[int, Field(ge=0, le=10**30)] | None
     energy_scope: str | None = None
     memory_basis: Literal["rss", "pss", "device", "reserved"] | None = "rss"  # pss: of a process tree
 
@@ -327,9 +363,14 @@ class RunRecord(Frozen):
     @classmethod
     def _no_negative_time(cls, seconds: dict[str, float | None]) -> dict[str, float | None]:
         for name, value in seconds.items():
-            if value is not None and not (math.isfinite(value) and value >= 0):
+            if value is not None and not 0 <= value <= MOST:
                 raise ValueError(f"seconds.{name} is {value}: time is finite and not negative")
         return seconds
+
+
+def billed_phases(stop: StopSpec | None) -> tuple[Phase, ...]:
+    """Return the phases that a run bills: a run that may stop acts on its validations, so it pays for them."""
+    return BILLED_PHASES if stop is None else (*BILLED_PHASES, "validate")
 
 
 def block_seed(task_name: str, task_version: int, weights_sha256: str, block: int) -> int:
@@ -343,5 +384,10 @@ def stream_seed(seed: int, stream: str) -> int:
 
 
 def better_by(metric: str, new: float, old: float) -> float:
-    """Return how much better `new` is than `old` on `metric`: higher is better, except for nll."""
-    return old - new if metric in LOWER_IS_BETTER else new - old
+    """Return how much better `new` is than `old` on `metric`: higher is better, except where `falls`."""
+    return old - new if falls(metric) else new - old
+
+
+def falls(metric: str) -> bool:
+    """Return whether a lower `metric` is better, by its name."""
+    return any(metric == name or metric.endswith(f"_{name}") for name in LOWER_IS_BETTER)

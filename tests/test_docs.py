@@ -14,7 +14,7 @@ import typer
 import cprbench
 from cprbench.cli import app
 from cprbench.cli.run import _suite
-from cprbench.runs.planner import read_settings
+from cprbench.runs.set_words import read_settings
 from tests.conftest import ROOT
 
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,6 +46,7 @@ def test_every_command_in_the_documents_parses(line: str) -> None:
             given["selection"],
             given["blocks"],
             read_settings(given["set_"]),
+            given["budget"],
         )
 
 

@@ -268,7 +268,8 @@ def test_the_seed_of_a_child_stream_never_changes_and_each_stream_has_its_own() 
     assert stream_seed(1, "x") == int(sha256_of([1, "x"]), 16) % 2**31
 
 
-def test_higher_is_better_except_for_the_negative_log_likelihood() -> None:
+def test_higher_is_better_except_for_negative_log_likelihoods() -> None:
     assert better_by("accuracy", 0.75, 0.5) == 0.25
     assert better_by("nll", 0.5, 0.75) == 0.25
-    assert set(LOWER_IS_BETTER) == {"nll"}
+    assert better_by("bits_per_byte", 2.5, 8.0) == 5.5
+    assert set(LOWER_IS_BETTER) == {"nll", "bits_per_byte", "loss", "perplexity"}

@@ -9,6 +9,7 @@ import pytest
 
 from cprbench.adapt.checkpoints import MODELS
 from cprbench.adapt.methods import METHODS
+from cprbench.adapt.random_models import BUILT_IN, PREFIX
 from cprbench.adapt.scoring import METRICS
 from cprbench.adapt.selection import SELECTIONS
 from cprbench.errors import SpecError
@@ -34,7 +35,7 @@ def test_a_task_file_is_complete(name: str) -> None:
     assert task.name == name
     for text in (task.domain, task.description, task.license, task.citation):
         assert len(text.split()) >= 1
-    assert 0 < task.chance < 1
+    assert (task.example.kind == "text") if task.chance is None else 0 < task.chance < 1
     assert task.primary in task.metrics
     assert len(set(task.metrics)) == len(task.metrics)
     assert set(task.metrics) <= set(METRICS)
@@ -62,7 +63,7 @@ def test_a_suite_file_names_tasks_methods_and_selections_that_exist(name: str) -
     suite = load_suite(name)
     assert suite.name == name
     assert set(suite.tasks) <= set(TASKS)
-    assert set(suite.models) <= set(MODELS)
+    assert set(suite.models) <= {*MODELS, *(PREFIX + name for name in BUILT_IN)}
     assert {arm.method for arm in suite.arm} <= set(METHODS)
     assert {arm.selection for arm in suite.arm} <= set(SELECTIONS)
     for task in suite.tasks:

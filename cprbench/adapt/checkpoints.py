@@ -1,7 +1,8 @@
 """Model source -> a folder of safetensors with the hash of its weights. Imports torch only to convert a GGUF.
 
 A source is an alias (a real checkpoint that a registry package carries), a local folder, a .gguf file, or a hub
-id with an optional revision ("org/name@commit"). Pickled weights and remote code are never loaded.
+id with an optional revision ("org/name@commit"), or random: and a model that has no weights yet (random_models.py).
+Pickled weights and remote code are never loaded.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from cprbench.adapt import random_models
 from cprbench.adapt.packages import cache_folder, extract_folder, fetch_package, file_sha256
 from cprbench.errors import ModelError, OfflineError, did_you_mean
 
@@ -52,15 +54,16 @@ MODELS: dict[str, Alias] = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on this machine: plain from_pretrained(folder) loads it."""
+    """A model on this machine: plain from_pretrained(folder) loads it, unless every block draws its weights."""
 
     source: str
     label: str
     revision: str | None
     folder: Path
-    weights_sha256: str  # of the one weights file, or of "name sha256" lines of several
+    weights_sha256: str  # of the one weights file, or of "name sha256" lines of several; of a drawn model its identity
     kind: Kind
     config: dict[str, Any]
+    drawn: bool = False
 
 
 def resolve(source: str, *, offline: bool) -> Checkpoint:
@@ -75,6 +78,8 @@ def resolve(source: str, *, offline: bool) -> Checkpoint:
         if alias.gguf is not None:
             return _from_gguf(source, alias.label, folder / alias.gguf)
         return _checkpoint(source, alias.label, None, folder)
+    if source.startswith(random_models.PREFIX):
+        return _without_weights(source)
     path = Path(source)
     if path.suffix == ".gguf" and path.is_file():
         return _from_gguf(source, f"{path.stem} (GGUF, dequantised)", path)
@@ -86,6 +91,17 @@ def resolve(source: str, *, offline: bool) -> Checkpoint:
         f"unknown model {source!r}: no alias, folder, .gguf file or hub id (org/name@revision). "
         f"{did_you_mean(source, MODELS)}"
     )
+
+
+def _without_weights(source: str) -> Checkpoint:
+    folder = random_models.folder_of(source)
+    config, kind = read_config(folder / "config.json")
+    if kind != "causal":
+        raise ModelError(
+            f"{source}: weights are drawn for causal models only. Name a config whose architecture is one."
+        )
+    label = f"{Path(source.removeprefix(random_models.PREFIX)).name} (random initialisation)"
+    return Checkpoint(source, label, None, folder, random_models.identity(folder), kind, config, drawn=True)
 
 
 def _from_hub(source: str, *, offline: bool) -> Checkpoint:

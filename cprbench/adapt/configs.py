@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cprbench.adapt import random_models
 from cprbench.adapt.checkpoints import MODELS, Kind, read_config
 from cprbench.adapt.packages import cache_folder, extract_folder, fetch_package, file_sha256
 from cprbench.errors import ModelError, OfflineError, did_you_mean
@@ -22,12 +23,14 @@ class Config:
 
 
 def config_of(source: str, *, offline: bool) -> Config:
-    """Return the config of an alias, a folder, a config.json or a hub id (org/name@revision).
+    """Return the config of an alias, a folder, a config.json, a hub id (org/name@revision) or a random: model.
 
     Raises ModelError for what is none of these, for a config that cannot be read and for a quantised alias that no
     run has converted yet; OfflineError when it would be fetched.
     """
     path = Path(source)
+    if source.startswith(random_models.PREFIX):
+        return _of_file(source, source, random_models.folder_of(source) / "config.json")
     if source in MODELS:
         return _of_file(source, MODELS[source].label, _alias(source, offline=offline))
     if path.suffix == ".json":

@@ -29,7 +29,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """One item: `head + tail` is the prompt; only `head` may be cut to fit a model's length."""
+    """One item: `head + tail` is the prompt; only `head` may be cut to fit a model's length.
+
+    A text that is itself what a model predicts has no choices, and its reference is empty.
+    """
 
     id: str
     head: str
@@ -45,7 +48,7 @@ class Example:
     @property
     def reference(self) -> str:
         """The right choice, as text."""
-        return self.choices[self.answer]
+        return self.choices[self.answer] if self.choices else ""
 
 
 @dataclass(frozen=True)
@@ -318,10 +321,15 @@ def _fixed_choices(task: TaskSpec, train: list[Row]) -> tuple[str, ...] | None:
 
 def _example(task: TaskSpec, row: Row, fixed: tuple[str, ...] | None) -> Example:
     spec = task.example
-    choices = fixed if fixed is not None else _own_choices(task, row)
     parts = list(string.Formatter().parse(spec.prompt))
     tail = parts[-1][0] if parts[-1][1] is None else ""
     head = "".join(text + (_cell(row, field) if field else "") for text, field, _, _ in parts)
+    column = spec.id or ("id" if "id" in row else None)
+    if spec.kind == "text":
+        if not head:
+            raise DataError(f"task {task.name!r}: a text is empty ({row!r:.100}). Leave such rows out with `keep`.")
+        return Example(_cell(row, column) if column else sha256_of(head)[:16], head, "", (), 0)
+    choices = fixed if fixed is not None else _own_choices(task, row)
     head = head[: len(head) - len(tail)] if tail else head
     answer = _value(row, spec.answer)
     if spec.choices_from is not None:
@@ -334,7 +342,6 @@ def _example(task: TaskSpec, row: Row, fixed: tuple[str, ...] | None) -> Example
         index = -1
     if not 0 <= index < len(choices):
         raise DataError(f"task {task.name!r}: answer {answer!r} is not among the choices {choices!r:.200}.")
-    column = spec.id or ("id" if "id" in row else None)
     identity = _cell(row, column) if column else sha256_of([head, tail, choices, index])[:16]
     return Example(identity, head, tail, choices, index)
 

@@ -58,8 +58,11 @@ def load(
     """Return the model in float32, its new head drawn from the block's own "head init" stream.
 
     `labels`: number of choices for an encoder's classification head, None for a causal model. `four_bit`: the weights
-    of its linears are packed into 4 bits (four_bit.py); its partition and N stay those of the unpacked model.
+    of its linears are packed into 4 bits (four_bit.py); its partition and N stay those of the unpacked model. All
+    weights of a model that has none yet come from the block's "init" stream, as its architecture draws them.
     """
+    if checkpoint.drawn and four_bit:
+        raise ModelError(f"{checkpoint.source} has no weights to pack into 4 bits. Use another method.")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.manual_seed(seed)
@@ -70,6 +73,14 @@ def load(
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if checkpoint.drawn:
+        torch.manual_seed(stream_seed(seed, "init"))
+        config = transformers.AutoConfig.from_pretrained(checkpoint.folder)
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=attention
+        )
+        model.config.use_cache = False
+        return LoadedModel(model, tokenizer, checkpoint.kind, partition(model), None)
     try:
         if checkpoint.kind == "causal":
             auto = transformers.AutoModelForCausalLM

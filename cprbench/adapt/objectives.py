@@ -17,24 +17,33 @@ from torch.nn import functional
 
 from cprbench.adapt.data import Example
 from cprbench.adapt.models import LoadedModel
-from cprbench.errors import DataError
+from cprbench.errors import DataError, ModelError
 
 _IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Item:
-    """An example as token ids. `choices` holds each choice's tokens (empty for encoders)."""
+    """An example as token ids. `choices` holds each choice's tokens (empty for encoders).
+
+    A text is the one choice after a token that starts it, and `bytes` says how many of its bytes these tokens spell.
+    """
 
     ids: tuple[int, ...]
     choices: tuple[tuple[int, ...], ...]
     answer: int
     truncated: bool = False
+    bytes: int | None = None
 
     @property
     def length(self) -> int:
         """Tokens of the prompt, the longest choice included."""
         return len(self.ids) + max((len(c) for c in self.choices), default=0)
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The tokens that a model is shown whatever the answer: the prompt, or the whole text."""
+        return self.ids if self.bytes is None else self.ids + self.choices[0]
 
 
 @dataclass(frozen=True)
@@ -196,10 +205,13 @@ def objective_for(loaded: LoadedModel) -> Objective:
 def tokenize(loaded: LoadedModel, examples: Sequence[Example], max_tokens: int) -> list[Item]:
     """Return examples as items of at most `max_tokens` tokens; too long prompts lose the end of their head.
 
-    The tail of a prompt ("\\nAnswer:") is never cut. Raises DataError when tail and choices alone do not fit.
+    The tail of a prompt ("\\nAnswer:") is never cut. Raises DataError when tail and choices alone do not fit, and
+    ModelError for a tokenizer that cannot spell a text.
     """
     if not examples:
         return []
+    if not examples[0].choices:
+        return [_text(loaded.tokenizer, example, max_tokens) for example in examples]
     choices = _choice_tokens(loaded, examples) if loaded.kind == "causal" else [()] * len(examples)
     whole = loaded.tokenizer([e.prompt for e in examples])["input_ids"]
     items = []
@@ -208,6 +220,23 @@ def tokenize(loaded: LoadedModel, examples: Sequence[Example], max_tokens: int) 
         kept = ids if len(ids) <= room else _cut(loaded.tokenizer, example, ids, room)
         items.append(Item(tuple(kept), options, example.answer, truncated=kept is not ids))
     return items
+
+
+def _text(tokenizer: Any, example: Example, max_tokens: int) -> Item:
+    """Return a text as an item, cut behind a whole character; only bytes that its tokens spell are counted."""
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    ids = tokenizer(example.head, add_special_tokens=False)["input_ids"]
+    keep = min(len(ids), max_tokens - 1)
+    told = tokenizer.decode(ids[:keep], clean_up_tokenization_spaces=False)
+    while told.endswith("\ufffd") and not example.head.startswith(told):  # what part of a character reads as
+        keep -= 1
+        told = tokenizer.decode(ids[:keep], clean_up_tokenization_spaces=False)
+    if start is None or not told or not example.head.startswith(told) or (keep == len(ids) and told != example.head):
+        raise ModelError(
+            f"the tokenizer cannot spell text {example.id!r} or has no token to start it: its tokens read "
+            f"{tokenizer.decode(ids)!r:.80}. Bits per byte need one that loses nothing: use a byte-level tokenizer."
+        )
+    return Item((start,), (tuple(ids[:keep]),), 0, truncated=keep < len(ids), bytes=len(told.encode()))
 
 
 def _choice_tokens(loaded: LoadedModel, examples: Sequence[Example]) -> list[tuple[tuple[int, ...], ...]]:

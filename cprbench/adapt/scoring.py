@@ -17,28 +17,36 @@ from cprbench.errors import SpecError, did_you_mean
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model said about one item: the best choice, and every choice's log-likelihood."""
+    """What a model said about one item: the best choice, and every choice's log-likelihood; of a text neither."""
 
     id: str
     prediction: str
     reference: str
-    nll: float  # minus the log-likelihood of the right choice, in nats
+    nll: float  # minus the log-likelihood of the right choice or of the whole text, in nats
     log_likelihoods: dict[str, float]
+    bytes: int | None = None  # of a text: how many bytes of UTF-8 were scored
 
     def row(self) -> dict[str, Any]:
         """Return the line of predictions.jsonl."""
-        scores = {"nll": self.nll, "log_likelihoods": self.log_likelihoods}
+        beside = {"log_likelihoods": self.log_likelihoods} if self.bytes is None else {"bytes": self.bytes}
+        scores = {"nll": self.nll, **beside}
         return {"id": self.id, "prediction": self.prediction, "reference": self.reference, "scores": scores}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Prediction:
         """Return a line of predictions.jsonl as a Prediction."""
         scores = row["scores"]
-        return cls(row["id"], row["prediction"], row["reference"], scores["nll"], scores["log_likelihoods"])
+        choices = scores["log_likelihoods"] if "bytes" not in scores else {}
+        return cls(row["id"], row["prediction"], row["reference"], scores["nll"], choices, scores.get("bytes"))
 
 
-def predict(example: Example, log_likelihoods: Sequence[float]) -> Prediction:
-    """Return the prediction for an example: the first choice of highest log-likelihood."""
+def predict(example: Example, log_likelihoods: Sequence[float], bytes_scored: int | None = None) -> Prediction:
+    """Return the prediction for an example: the first choice of highest log-likelihood.
+
+    `bytes_scored`: of a text, whose one log-likelihood is that of all of them.
+    """
+    if bytes_scored is not None:
+        return Prediction(example.id, "", "", -round(log_likelihoods[0], 6), {}, bytes_scored)
     best = max(range(len(log_likelihoods)), key=lambda i: log_likelihoods[i])
     by_choice = {c: round(v, 6) for c, v in zip(example.choices, log_likelihoods, strict=True)}
     nll = -by_choice[example.reference]
@@ -62,14 +70,26 @@ def macro_f1(predictions: Sequence[Prediction]) -> float:
 
 
 def mean_nll(predictions: Sequence[Prediction]) -> float:
-    """Return the mean negative log-likelihood of the right choice, in nats; lower is better."""
+    """Return the mean negative log-likelihood of the right choice, or of a whole text, in nats; lower is better."""
     return math.fsum(p.nll for p in predictions) / len(predictions)
+
+
+def bits_per_byte(predictions: Sequence[Prediction]) -> float:
+    """Return the negative log-likelihood of all texts together, in bits per byte of UTF-8; lower is better.
+
+    psi of the paper is minus this (NOTES, definitions). Raises SpecError for predictions that are not of texts.
+    """
+    lengths = [p.bytes for p in predictions if p.bytes is not None]
+    if len(lengths) < len(predictions):
+        raise SpecError("bits_per_byte is a metric of texts: these predictions are choices, which have no bytes.")
+    return math.fsum(p.nll for p in predictions) / math.log(2) / sum(lengths)
 
 
 METRICS: dict[str, Callable[[Sequence[Prediction]], float]] = {
     "accuracy": accuracy,
     "macro_f1": macro_f1,
     "nll": mean_nll,
+    "bits_per_byte": bits_per_byte,
 }
 
 

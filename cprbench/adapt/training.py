@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from cprbench.spec import TrainingSpec, stream_seed
 _BATCHES_PER_BUCKET = 50
 
 
-#: after_step(step, loss, passes of all processes): a step was taken.
-AfterStep = Callable[[int, float, Sequence[Work]], None]
+#: after_step(step, loss, passes of all processes): a step was taken. True: it was the last.
+AfterStep = Callable[[int, float, Sequence[Work]], bool | None]
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int, epochs: int, seed: int) -> list[list[int]]:
@@ -86,37 +87,44 @@ def build_optimizer(model: nn.Module, recipe: TrainingSpec, learning_rate: float
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
-def learning_rate_scale(step: int, steps: int, warmup_fraction: float) -> float:
-    """Return the factor on the learning rate at `step` of `steps`: linear up, then linear down to zero."""
-    warmup = math.ceil(warmup_fraction * steps)
+def learning_rate_scale(step: float, steps: float, recipe: TrainingSpec) -> float:
+    """Return the factor on the learning rate at `step` of `steps`: linear up, then linear down to zero, or constant.
+
+    Where steps are not known ahead, both are what was spent and may be spent, in units of a step.
+    """
+    warmup = math.ceil(recipe.warmup_fraction * steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return (steps - step) / max(1, steps - warmup)
+    return 1.0 if recipe.schedule == "constant" else (steps - step) / max(1, steps - warmup)
 
 
 def train(
     loaded: LoadedModel,
     objective: Objective,
     engine: Engine,
-    batches: Sequence[Sequence[Item]],
+    batches: Iterable[Sequence[Item]],
     recipe: TrainingSpec,
     learning_rate: float,
     after_step: AfterStep,
     *,
-    constant_rate: bool = False,
+    scale: Callable[[int], float] | None = None,
     cache: CachePlan | None = None,
     folder: Path | None = None,
 ) -> int:
     """Train on `batches`, one step each; return the bytes of the optimizer's state.
 
-    `after_step(step, loss, passes of all processes)` is called after every step, counted from 1. `cache`: what to keep
-    of the frozen layers (prefix.plan_cache), on disk in `folder`. Raises TrainingError when there is nothing to train
-    or when the loss is not a number.
+    `after_step(step, loss, passes of all processes)` is called after every step, counted from 1, and says whether to
+    end there. `scale`: the factor on the rate before every step, counted from 0; without it the recipe's schedule over
+    all batches. `cache`: what to keep of the frozen layers (prefix.plan_cache), on disk in `folder`. Raises
+    TrainingError when there is nothing to train or when the loss is not a number.
     """
     trained = [p for p in loaded.model.parameters() if p.requires_grad]
     if not trained:
         raise TrainingError("no tensor requires grad: the method left nothing to train.")
     cache = cache or CachePlan.off()
+    if scale is None:
+        batches = list(batches)
+        scale = partial(learning_rate_scale, steps=len(batches), recipe=recipe)
     optimizer = build_optimizer(loaded.model, recipe, learning_rate)
     set_modes(loaded.model)
     schedule = schedule_of(loaded, objective, recipe, cache, engine.processes)
@@ -125,9 +133,9 @@ def train(
     losses_of = engine.in_step(objective)
     with Prefix(loaded, objective, cache, folder or Path()) as prefix:
         for step, batch in enumerate(batches):
-            scale = 1.0 if constant_rate else learning_rate_scale(step, len(batches), recipe.warmup_fraction)
+            rate = learning_rate * scale(step)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * scale
+                group["lr"] = rate
             shares = schedule.shares(batch)
             mine = shares[engine.rank]
             with engine.autocast(), _resumed(prefix, mine, cache):
@@ -137,13 +145,14 @@ def train(
             value = engine.sum(total.detach()) / len(batch)
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"the loss is {value} at step {step + 1} of {len(batches)} (learning rate {learning_rate:g}). "
+                    f"the loss is {value} at step {step + 1} (learning rate {learning_rate:g}). "
                     "Lower the learning rate (--set training.learning_rate=…), or use precision fp32."
                 )
             clip(trained, recipe.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            after_step(step + 1, value, [work for share in shares for work in schedule.work(share)])
+            if after_step(step + 1, value, [work for share in shares for work in schedule.work(share)]):
+                break
     if engine.processes > 1:
         engine.accelerator.free_memory()  # it would hold on to the wrapped model, whose hooks then run in later steps
     return state_bytes(optimizer)

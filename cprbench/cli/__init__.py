@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from cprbench.cli import blueprint, data, doctor, export, lists, measure, plan, report, run, status
+from cprbench.cli import blueprint, check, data, doctor, export, lists, measure, plan, report, run, status, stop_rule
 from cprbench.errors import CprbenchError
 
 app = typer.Typer(
@@ -26,11 +26,13 @@ app.command("plan")(plan.plan)
 app.command("measure", context_settings={"allow_interspersed_args": False})(measure.measure)
 app.command("doctor")(doctor.doctor)
 app.command("report")(report.report)
+app.command("check")(check.check)
 app.command("status")(status.status)
 app.command("list")(lists.list_known)
 app.command("export")(export.export)
 app.add_typer(blueprint.app, name="blueprint")
 app.add_typer(data.app, name="data")
+app.add_typer(stop_rule.app, name="stop-rule")
 
 
 @app.callback(invoke_without_command=True)

@@ -10,10 +10,10 @@ from cprbench.errors import SpecError, did_you_mean
 
 
 def list_known(
-    what: Annotated[str, typer.Argument(help="tasks, methods, selections, models or suites")],
+    what: Annotated[str, typer.Argument(help="tasks, methods, selections, models, suites or claims")],
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """List tasks, methods, selections, models or suites, a line each."""
+    """List tasks, methods, selections, models, suites or claims, a line each."""
     from cprbench.schema import canonical_json
 
     tables = {
@@ -22,6 +22,7 @@ def list_known(
         "selections": _selections,
         "models": _models,
         "suites": _suites,
+        "claims": _claims,
     }
     if what not in tables:
         raise SpecError(f"cannot list {what!r}. {did_you_mean(what, tables)}")
@@ -55,8 +56,10 @@ def _selections() -> dict[str, str]:
 
 def _models() -> dict[str, str]:
     from cprbench.adapt.checkpoints import MODELS
+    from cprbench.adapt.random_models import BUILT_IN, PREFIX
 
-    return {name: f"{alias.label}, from {alias.requirement}" for name, alias in MODELS.items()}
+    shipped = {name: f"{alias.label}, from {alias.requirement}" for name, alias in MODELS.items()}
+    return shipped | {PREFIX + name: line for name, line in BUILT_IN.items()}
 
 
 def _suites() -> dict[str, str]:
@@ -67,3 +70,10 @@ def _suites() -> dict[str, str]:
         n: f"v{s.version}: {', '.join(s.tasks)} x {', '.join(s.models)}, {len(s.arm)} arms, {s.blocks} blocks"
         for n, s in suites.items()
     }
+
+
+def _claims() -> dict[str, str]:
+    from cprbench.judge.claims import claims_folder, load_claims
+
+    files = {path.stem: load_claims(str(path)) for path in sorted(claims_folder().glob("*.toml"))}
+    return {f"{name}/{claim.id}": f"{claim.source}: {claim.text}" for name, of in files.items() for claim in of}

@@ -46,7 +46,8 @@ def plan(
     from cprbench.plans import forecast
     from cprbench.plans.boards import board
     from cprbench.render.plan import print_plan
-    from cprbench.runs.planner import arms_of, read_settings
+    from cprbench.runs.arms import arms_of
+    from cprbench.runs.set_words import read_settings
     from cprbench.schema import canonical_json
     from cprbench.tasks import load_task, training_for
 

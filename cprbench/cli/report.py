@@ -32,6 +32,7 @@ def report(
         import dataclasses
 
         from cprbench.judge.cpr import compare
+        from cprbench.judge.curves import curves
         from cprbench.judge.retention import retention
         from cprbench.schema import canonical_json
 
@@ -39,13 +40,14 @@ def report(
         for group in compare(found.records, found.predictions):
             table = retention(group)
             shown = dataclasses.asdict(group, dict_factory=_without_working)
+            shown["curves"] = _infinite_as_word(dataclasses.asdict(curves(group, found), dict_factory=_without_working))
             shown["retention"] = None if table is None else dataclasses.asdict(table)
             for name in ("failures", "records"):
                 shown[name] = [record.run_id for record in shown[name]]
             groups.append(shown)
         typer.echo(canonical_json({"groups": groups, "damaged": found.damaged}))
         return
-    text = render_report(found.records, found.damaged, found.predictions)
+    text = render_report(found.records, found.damaged, found)
     if out is None:
         typer.echo(text)
         return
@@ -57,3 +59,10 @@ def report(
 def _without_working(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a dataclass as a dict without what an estimate keeps for its p-values."""
     return {name: value for name, value in pairs if name != "means"}
+
+
+def _infinite_as_word(part: Any) -> Any:
+    """Return a document in which a target that was never reached costs "infinite": JSON has no such number."""
+    if isinstance(part, dict):
+        return {name: _infinite_as_word(value) for name, value in part.items()}
+    return "infinite" if part == float("inf") else part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
@@ -12,7 +13,13 @@ import typer
 from cprbench.errors import SpecError
 
 if TYPE_CHECKING:
+    from cprbench.runs.planner import Planned
     from cprbench.spec import SuiteSpec
+
+_DECAY = (
+    "warning: a stop rule under training.schedule = linear is misled: the rate decays to its planned end, so returns "
+    "shrink because of that. Give --set training.schedule=constant."
+)
 
 Save = Literal["none", "delta", "model"]
 
@@ -28,6 +35,9 @@ def run(
     ] = "",
     blocks: Annotated[int, typer.Option(min=0, help="Repetitions with a seed each (default 3).")] = 0,
     set_: Annotated[list[str], typer.Option("--set", help="ROOM.KEY=VALUE, e.g. partial.k=0.05,0.1")] = [],  # noqa: B006
+    budget: Annotated[
+        list[str], typer.Option(help="End at a bill: flops=1e12, device_hours=0.5, energy=0.02 (kWh), 0.5x full.")
+    ] = [],  # noqa: B006
     search: Annotated[list[str], typer.Option(help="Rates to try: lr=1e-5,1e-4, or head.lr=0.03,0.1")] = [],  # noqa: B006
     save: Annotated[str, typer.Option(help="What to keep of the model: none, delta or model.")] = "none",
     data: Annotated[
@@ -52,12 +62,12 @@ def run(
     from cprbench.meters.carbon import factors
     from cprbench.render.terminal import print_groups
     from cprbench.runs.metering import MeterOptions
-    from cprbench.runs.planner import read_settings
     from cprbench.runs.runner import Options
     from cprbench.runs.runner import run as run_suite
+    from cprbench.runs.set_words import read_settings
 
     settings = read_settings(set_)
-    suite = _suite(what, model, method, selection, blocks, settings)
+    suite = _suite(what, model, method, selection, blocks, settings, budget)
     if save not in get_args(Save):
         raise SpecError(f"--save {save!r}: none, delta or model.")
     options = Options(
@@ -74,9 +84,13 @@ def run(
     training = {key: values[0] for key, values in settings.get("training", {}).items()}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's notice is a Ctrl-C
     with Progress() as progress:
-        done = run_suite(
-            suite, options=options, settings=training, observe=progress.observe, announce=progress.announce
-        )
+
+        def announce(runs: Sequence[Planned]) -> None:
+            progress.announce(runs)
+            if any(one.spec.stop is not None and one.spec.training.schedule == "linear" for one in runs):
+                typer.echo(_DECAY, err=True)
+
+        done = run_suite(suite, options=options, settings=training, observe=progress.observe, announce=announce)
     records = [*done.records, *done.trials]
     if json_:
         for record in records:
@@ -105,6 +119,7 @@ def _suite(
     selection: str,
     blocks: int,
     settings: dict[str, dict[str, list[Any]]],
+    budgets: Sequence[str] = (),
 ) -> SuiteSpec:
     """Return the suite that the command line describes. Raises SpecError when it contradicts itself."""
     from cprbench.adapt.methods import named
@@ -117,7 +132,7 @@ def _suite(
     if any(suite_like(name) for name in what):
         if len(what) > 1:
             raise SpecError(f"a suite stands alone, found {len(what)} names: {', '.join(what)}.")
-        words = {"--model": model, "--method": method, "--selection": selection}
+        words = {"--model": model, "--method": method, "--selection": selection, "--budget": budgets}
         given = [flag for flag, value in words.items() if value]
         given += [f"--set {room}.…" for room in settings if room != "training"]
         if given:
@@ -131,15 +146,35 @@ def _suite(
         raise SpecError("no model. Pass --model, for example --model minilm (see `cprbench list models`).")
     methods = [name for name in (method or "head,full,lora,partial").split(",") if name]
     selections = (selection or "all").split(",")
-    unused = sorted(set(settings) - {named(name)[0] for name in methods} - {"training", "selection"})
+    unused = sorted(set(settings) - {named(name)[0] for name in methods} - {"training", "selection", "stop"})
     if unused:
         raise SpecError(f"--set {unused[0]}.…: method {unused[0]!r} is not in --method {','.join(methods)}.")
     arms = [
-        ArmSpec(method=name, settings=dict(settings.get(named(name)[0], {})), selection=chosen, selection_settings=own)
+        ArmSpec(
+            method=name,
+            settings=dict(settings.get(named(name)[0], {})),
+            selection=chosen,
+            selection_settings=own,
+            **_ending(name, chosen, settings.get("stop", {}), budgets),
+        )
         for name in methods
         for chosen, own in _settings_by(selections, settings.get("selection", {})).items()
     ]
     return SuiteSpec(tasks=what, models=[model], blocks=blocks or 3, arm=arms)
+
+
+def _ending(method: str, selection: str, stop: dict[str, list[Any]], budgets: Sequence[str]) -> dict[str, Any]:
+    """Return where an arm of the command ends, if not with the recipe. Method head, the reference, always does that."""
+    from cprbench.schema import parse
+    from cprbench.spec import ArmSpec
+
+    given = {"stop": {key: values[0] for key, values in stop.items()} or None, "budget": budgets}
+    found = parse(ArmSpec, {"method": method, **given}, "--set stop, --budget")
+    if method == "head":
+        return {}
+    # The arm of whose bill a budget is a share bills what it bills.
+    others = [b for b in found.budget if b.of is None or (b.of, "all") != (method, selection)]
+    return {"stop": found.stop, "budget": others}
 
 
 def _settings_by(selections: list[str], given: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:

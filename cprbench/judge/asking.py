@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cprbench.errors import did_you_mean
-from cprbench.judge import cpr
 from cprbench.judge.cpr import Comparison, Group
 from cprbench.judge.evidence import Evidence
-from cprbench.judge.groups import ended_well, runs_by_arm
+from cprbench.judge.groups import recipe_of
 from cprbench.judge.statistics import Estimate, mean_difference
 from cprbench.spec import RunRecord
 
@@ -32,41 +32,52 @@ class Ask:
     evidence: Evidence
 
     def arm(self, name: str) -> dict[int, RunRecord]:
-        """Return an arm's runs by block. Raises UnmeasuredError where it has none, has a block twice, or one failed."""
-        arms = runs_by_arm(self.of_group.records)
-        if name not in arms:
-            raise UnmeasuredError(f"arm {name!r} has no run here. {did_you_mean(name, arms)}")
-        if any(other.startswith(f"{name} (") for other in arms):
-            raise UnmeasuredError(
-                f"could not be measured: arm {name!r} has a block twice, and nobody may choose between them"
-            )
-        failed = sorted(set(arms[name]) - set(ended_well(arms[name])))
-        if failed:
-            raise UnmeasuredError(
-                f"could not be measured: arm {name!r} failed in block {failed[0]}, and means leave nothing out"
-            )
-        return ended_well(arms[name])
+        """Return an arm's runs by block.
+
+        Raises UnmeasuredError where it has none, has a block twice, failed in one, lacks one that another arm of the
+        claim started, or where its blocks are of several recipes: means leave nothing out and mix nothing.
+        """
+        runs: dict[int, list[RunRecord]] = {}
+        for record in self.of_group.records:
+            if record.arm == name:
+                runs.setdefault(record.block, []).append(record)
+        if not runs:
+            raise UnmeasuredError(f"arm {name!r} has no run here. {did_you_mean(name, self._started)}")
+        for block, found in runs.items():
+            if len(found) > 1:
+                raise self._refused(f"arm {name!r} has block {block} twice, and nobody may choose between them")
+            if found[0].status != "ok":
+                raise self._refused(f"arm {name!r} failed in block {block}, and means leave nothing out")
+        wanted = {"head", "full", name, str(self.claim.arm), self.claim.reference, *self.claim.arms}
+        started = set().union(*(self._started.get(other, set()) for other in wanted))
+        if missing := sorted((started | set(range(max(started)))) - set(runs)):
+            raise self._refused(f"arm {name!r} lacks block {missing[0]}, which another arm of the claim has or skips")
+        recipes = [recipe_of(found[0]) for found in runs.values()]
+        if any(recipe != recipes[0] for recipe in recipes):
+            raise self._refused(f"arm {name!r} is of several recipes (settings or learning rate) in its blocks")
+        return {block: runs[block][0] for block in sorted(runs)}
+
+    @cached_property
+    def _started(self) -> dict[str, set[int]]:
+        """Every arm's blocks, failed ones too."""
+        found: dict[str, set[int]] = {}
+        for record in self.of_group.records:
+            found.setdefault(record.arm, set()).add(record.block)
+        return found
+
+    def _refused(self, why: str) -> UnmeasuredError:
+        return UnmeasuredError(f"could not be measured: {why}")
 
     def pair(self) -> tuple[dict[int, RunRecord], dict[int, RunRecord]]:
         """Return the runs of the claim's arm and of its reference, in the same blocks."""
-        arm, reference = self.arm(str(self.claim.arm)), self.arm(self.claim.reference)
-        if missing := sorted(set(arm) ^ set(reference)):
-            here = self.claim.arm if missing[0] in arm else self.claim.reference
-            raise UnmeasuredError(f"could not be measured: block {missing[0]} has a run of {here!r} alone")
         if self.claim.arm == self.claim.reference:
             raise UnmeasuredError(f"arm and reference are both {self.claim.arm!r}")
-        return arm, reference
+        return self.arm(str(self.claim.arm)), self.arm(self.claim.reference)
 
     def comparison(self, full: Mapping[int, RunRecord]) -> Comparison:
         """Return the group's formulas with `full` as what gains are shares of."""
         head = self.arm("head") if self.of_group.reference == "head" else None
         return Comparison(self.of_group.metric, head, full, self.evidence.predictions)
-
-    def over_blocks(self, value: Callable[[Group], float | None], why: str) -> Estimate:
-        """Return the mean over blocks of what each block says by itself."""
-        blocks = sorted({r.block for r in self.of_group.records})
-        by_block = [cpr.compare(r for r in self.of_group.records if r.block == block)[0] for block in blocks]
-        return mean_over([value(group) for group in by_block], why)
 
     def setting(self, name: str, default: float) -> float:
         """Return a numeric setting of the claim."""

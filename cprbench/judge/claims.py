@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,14 +19,16 @@ from cprbench.judge import measures, statistics
 from cprbench.judge.asking import Ask, UnmeasuredError
 from cprbench.judge.cpr import Group, compare
 from cprbench.judge.evidence import Evidence
-from cprbench.judge.measures import MEASURES
+from cprbench.judge.measures import MEASURES, Measure
 from cprbench.judge.statistics import LEAST_FOR_VERDICT, Estimate
-from cprbench.judge.verdicts import Verdict
+from cprbench.judge.verdicts import Verdict, unless_damaged
 from cprbench.schema import Finite, Frozen, parse
 from cprbench.spec import Name, Scalar
 from cprbench.tasks import read_toml
 
 ALPHA = 1 - statistics.LEVEL
+#: A number as TOML writes it: true is not 1, and "0.9" is a word.
+_Number = Annotated[Finite, Field(strict=True)]
 
 
 class Claim(Frozen):
@@ -46,8 +48,8 @@ class Claim(Frozen):
     resource: str = "flops"
     settings: dict[str, Scalar] = {}  # of the statistic
     direction: Literal[">", ">=", "<", "<=", "inside"]
-    threshold: Finite | tuple[Finite, Finite]
-    margin: Annotated[float, Field(ge=0)] = 0.0
+    threshold: _Number | tuple[_Number, _Number]
+    margin: Annotated[_Number, Field(ge=0)] = 0.0
     command: str = ""  # that makes the evidence; by default the suite
 
     @model_validator(mode="after")
@@ -61,10 +63,12 @@ class Claim(Frozen):
             raise ValueError(f"threshold {list(self.threshold)}: the first is the smaller one")
         if self.margin and self.direction == "inside":
             raise ValueError("direction inside has no margin: widen or narrow the threshold")
-        if measure.arms != bool(self.arms):
-            raise ValueError(f"statistic {self.statistic} " + ("needs arms" if measure.arms else "takes arm, not arms"))
-        if measure.arm and not self.arm:
-            raise ValueError(f"statistic {self.statistic} needs an arm")
+        for key in ("arm", "arms"):
+            if key in measure.takes and not getattr(self, key):
+                raise ValueError(f"statistic {self.statistic} needs {key}")
+        for key in ("arm", "arms", "reference", "resource"):
+            if key in self.model_fields_set and key not in measure.takes:
+                raise ValueError(f"statistic {self.statistic} takes no {key}")
         measures.check(measure, self.resource, self.settings)
         return self
 
@@ -121,6 +125,7 @@ class _Answer:
     estimate: Estimate
     smoke: bool = False
     exact: bool = False
+    external: bool = False  # of loops that are not ours, which keep no predictions
 
 
 def check(claims: Sequence[Claim], evidence: Evidence) -> list[Verdict]:
@@ -132,21 +137,31 @@ def check(claims: Sequence[Claim], evidence: Evidence) -> list[Verdict]:
             answers[claim.id] = _answer(claim, groups, evidence)
         except UnmeasuredError as why:
             answers[claim.id] = str(why)
-    # A claim that could not be tested stays in the family: runs left out never loosen the rest.
-    family = {claim.id: _p_supported(claim, answers[claim.id]) for claim in claims if claim.primary}
+    # A claim that could not be tested stays in the family: runs left out never loosen the rest. What is counted has no
+    # noise that could support it by chance, so it is in none.
+    tested = [c for c in claims if c.primary and not measures.is_exact(c.statistic, c.resource)]
+    family = {claim.id: _p_supported(claim, answers[claim.id]) for claim in tested}
     adjusted = statistics.holm({name: 1.0 if p is None else p for name, p in family.items()})
-    return [_verdict(claim, answers[claim.id], adjusted.get(claim.id)) for claim in claims]
+    return unless_damaged(
+        [_verdict(claim, answers[claim.id], adjusted.get(claim.id)) for claim in claims], evidence.damaged
+    )
 
 
 def _answer(claim: Claim, groups: Sequence[Group], evidence: Evidence) -> _Answer:
     measure = MEASURES[claim.statistic]
     if measure.files:
-        return _Answer(measure.of(Ask(claim, None, evidence)))
+        return _Answer(_agreed(measure.of(Ask(claim, None, evidence)), measure))
     group = _group(claim, groups)
-    smoke = claim.suite is not None and group.key["role"] == "smoke"
-    ask = Ask(claim, group, evidence)
-    found = measure.of(ask)
-    return _Answer(found, smoke, exact=measures.is_exact(claim.statistic, claim.resource))
+    found = _agreed(measure.of(Ask(claim, group, evidence)), measure)
+    exact, external = measures.is_exact(claim.statistic, claim.resource), group.key["loop"] != "cprbench"
+    return _Answer(found, group.key["role"] == "smoke", exact, external)
+
+
+def _agreed(found: Estimate, measure: Measure) -> Estimate:
+    """Return an estimate of which all blocks or models say the same as a point, where few values are possible."""
+    if measure.discrete and found.why == statistics.ZERO_VARIANCE:
+        return replace(found, low=found.value, high=found.value, why=None)
+    return found
 
 
 def _group(claim: Claim, groups: Sequence[Group]) -> Group:
@@ -180,6 +195,8 @@ def _p_supported(claim: Claim, answer: _Answer | str) -> float | None:
     if isinstance(answer, str) or answer.estimate.value is None:
         return None
     found = answer.estimate
+    if found.low is not None and found.low == found.high:
+        return float(2 * 0.5**found.n)  # a sign test: all agree
     if isinstance(claim.threshold, tuple):
         sides = [found.p_above(claim.threshold[0]), found.p_below(claim.threshold[1])]
     else:
@@ -225,15 +242,18 @@ def _word(claim: Claim, answer: _Answer | str, p: float | None) -> tuple[Literal
     if found.n < LEAST_FOR_VERDICT:
         points = ", no interval" if found.low is None else ""
         return "open", f"{found.n} {unit[: -1 if found.n == 1 else None]}{points}: a verdict needs {LEAST_FOR_VERDICT}"
+    if found.no_items is not None and not answer.external:
+        return "open", f"could not be measured: the error of the test's items is not known ({found.no_items})"
     if answer.exact and found.low is not None and found.high is not None:
         return _counted(claim, found)
     if found.low is None or found.high is None:
         return "open", f"could not be measured: no interval ({found.why})"
     supported, refuted = _sides(claim, found.value, found.low, found.high)
+    alone = "; of blocks alone, for these loops keep no predictions" if found.no_items else ""
     if refuted:
-        return "refuted", refuted
+        return "refuted", refuted + alone
     if supported and p is not None and p < ALPHA:
-        return "supported", f"{supported}, p {p:.2g}" + (" after Holm" if claim.primary else "")
+        return "supported", f"{supported}, p {p:.2g}" + (" after Holm" if claim.primary else "") + alone
     if supported:
         return "open", f"{supported}, but p {1.0 if p is None else p:.2g} after Holm is not below {ALPHA:.2g}"
     return "open", f"the interval holds values that are {claim.condition} and others that are not"
@@ -259,11 +279,12 @@ def _sides(claim: Claim, value: float, low: float, high: float) -> tuple[str, st
     sign = 1 if claim.direction[0] == ">" else -1
     bar = sign * claim.threshold
     value, low, high = sign * value, *sorted((sign * low, sign * high))
-    beyond = low >= bar if "=" in claim.direction else low > bar
+    edge, closed = bar + claim.margin, "=" in claim.direction
+    beyond = low >= bar if closed else low > bar
     word = "above" if sign > 0 else "below"
     return (
-        f"the interval is {word} {claim.threshold:g}" if beyond and value >= bar + claim.margin else "",
+        f"the interval is {word} {claim.threshold:g}" if beyond and value >= edge else "",
         f"the whole interval is not {word} {claim.threshold:g}" + (" by the margin" if claim.margin else "")
-        if high < bar + claim.margin
+        if (high < edge if closed else high <= edge)
         else "",
     )

@@ -27,6 +27,7 @@ from cprbench.judge.statistics import Estimate, Scored
 from cprbench.spec import RESOURCES, RunRecord, better_by
 
 FULL_GAIN = "n/e: full_gain_not_positive"
+_UNREAD = statistics.ItemError(None, "the predictions were not read")
 #: A multiple of full rewards doing less, so it ranks only where this share of full's gain is kept: our choice.
 CAPABILITY_FLOOR = 0.5
 #: Costs without noise of measurement: the same run anywhere spends the same.
@@ -128,7 +129,8 @@ class Comparison:
         gains = self.gains(runs)
         if not gains:
             return Estimate(None, why=self._no_gain(runs))
-        return statistics.mean_difference(list(gains.values()), self._items(runs).variance or 0.0)
+        items = self._items(runs)
+        return self._told(statistics.mean_difference(list(gains.values()), items.variance or 0.0), items)
 
     def difference(self, runs: Mapping[int, RunRecord], other: Mapping[int, RunRecord]) -> Estimate:
         """Return how much better psi is than that of other runs of the same blocks."""
@@ -140,9 +142,9 @@ class Comparison:
         if not runs or len(pairs) < len(runs) or any(None in pair for pair in pairs):
             return Estimate(None, why="no run to compare with in every block")
         rows = [(self._scored(runs[b], "final"), self._scored(other[b], "final")) for b in runs]
-        items = statistics.gain_covariance(self.metric, rows) if self.predictions else None
+        items = statistics.gain_covariance(self.metric, rows) if self.predictions else _UNREAD
         differences = [better_by(self.metric, a, b) for a, b in pairs if a is not None and b is not None]
-        return statistics.mean_difference(differences, (items and items.variance) or 0.0)
+        return self._told(statistics.mean_difference(differences, items.variance or 0.0), items)
 
     def retained(self, runs: Mapping[int, RunRecord]) -> Estimate:
         """Return mean gain / mean gain of full, over the same blocks."""
@@ -157,7 +159,7 @@ class Comparison:
 
     def item_error(self, runs: Mapping[int, RunRecord]) -> str | None:
         """Return why the intervals of these runs leave out the error of the test items, None where they hold it."""
-        return self._items(runs).why
+        return self._items(runs).why if self.gains(runs) else self._no_gain(runs)
 
     def _no_gain(self, runs: Mapping[int, RunRecord]) -> str:
         if not runs:
@@ -178,6 +180,8 @@ class Comparison:
             costs = {block: (cost_of(runs[block], resource), cost_of(of[block], resource)) for block in gains}
             if any(None in pair for pair in costs.values()):
                 return Estimate(None, why=NOT_MEASURED)
+            if why := of_two_kinds(resource, [*runs.values(), *of.values()]):
+                return Estimate(None, why=why)
             scales = {b: own / theirs if theirs else 0.0 for b, (own, theirs) in costs.items()}  # type: ignore[operator]
         own_full = runs.keys() <= self.full.keys() and all(runs[b].run_id == of[b].run_id for b in gains)
         items = self._items(runs, of, [scales[b] for b in gains])
@@ -193,7 +197,11 @@ class Comparison:
             return Estimate(1.0, why="full tuning itself", n=len(gains))
         scaled = [full[b] * scales[b] for b in gains]
         found = statistics.ratio_of_means(list(gains.values()), scaled, items.covariance)
-        return replace(found, why=FULL_GAIN) if found.why == statistics.DENOMINATOR else found
+        return replace(found, why=FULL_GAIN) if found.why == statistics.DENOMINATOR else self._told(found, items)
+
+    def _told(self, found: Estimate, items: statistics.ItemError) -> Estimate:
+        """Return an estimate that says where its interval lacks the error of the items, though it was asked for."""
+        return found if self.predictions is None or items.why is None else replace(found, no_items=items.why)
 
     def _full_gain(self, full: Mapping[int, float], of: Mapping[int, RunRecord]) -> str | None:
         """Return FULL_GAIN where full's own gain is not above zero for certain."""
@@ -207,7 +215,7 @@ class Comparison:
         scales: Sequence[float] | None = None,
     ) -> statistics.ItemError:
         if self.predictions is None:
-            return statistics.ItemError(None, "the predictions were not read")
+            return _UNREAD
         full = None if of is None else [self._pair(record) for record in of.values()]
         return statistics.gain_covariance(self.metric, [self._pair(r) for r in runs.values()], full, scales)
 
@@ -220,7 +228,7 @@ class Comparison:
     def _scored(self, record: RunRecord, when: str) -> Scored:
         if (key := (id(record), when)) not in self._kept:
             rows = self.predictions(record, when) if self.predictions is not None else []
-            self._kept[key] = Scored(self.metric, rows)
+            self._kept[key] = Scored(self.metric, rows, record.psi.items)
         return self._kept[key]
 
 
@@ -256,7 +264,7 @@ def _arm(name: str, records: Sequence[RunRecord], table: Comparison, trials: dic
         cost_of_full=costs,
         quadrant={name: _quadrant(against, cost, floor) for name, cost in costs.items()},
         floor=floor,
-        item_error=table.item_error(ok) if ok else "no run ended well",
+        item_error=table.item_error(ok),
         trained_share=mean([trained_share_of(r) for r in ok.values()], "not told" if ok else "no run ended well"),
         trials=len(trial_ids),
         search_at_edge=any(r.search is not None and r.search.best_at_edge for r in ok.values()),
@@ -317,6 +325,14 @@ def cost_of(record: RunRecord, axis: str) -> float | None:
     return None if value is None else float(value)
 
 
+def of_two_kinds(axis: str, records: Sequence[RunRecord]) -> str | None:
+    """Return why these runs measured different things on an axis: energy of other parts, memory by another meter."""
+    word = {"energy_kwh": "energy_scope", "co2_kg": "energy_scope"}.get(axis)
+    word = word or {"memory_gb_hours": "memory_basis", "peak_memory_bytes": "memory_basis"}.get(axis)
+    kinds = sorted({str(getattr(record.gamma, word)) for record in records}) if word else []
+    return f"{axis} is of {len(kinds)} kinds ({', '.join(kinds)})" if len(kinds) > 1 else None
+
+
 def cost_ratio(runs: Mapping[int, RunRecord], others: Mapping[int, RunRecord], axis: str) -> Estimate:
     """Return the geometric mean of cost / cost of the other run of the same block."""
     if not runs or any(block not in others for block in runs):
@@ -325,6 +341,8 @@ def cost_ratio(runs: Mapping[int, RunRecord], others: Mapping[int, RunRecord], a
     known = [(own, other) for own, other in pairs if own is not None and other is not None]
     if len(known) < len(pairs):
         return Estimate(None, why=NOT_MEASURED)
+    if why := of_two_kinds(axis, [*runs.values(), *(others[block] for block in runs)]):
+        return Estimate(None, why=why)
     return statistics.cost_ratio(*zip(*known, strict=True), counted=axis in COUNTED)
 
 

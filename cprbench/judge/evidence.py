@@ -43,7 +43,7 @@ class Evidence:
         run = self.runs.get(record.run_id)
         try:
             rows = [] if run is None else run.lines(name)
-        except (ValueError, RecursionError):
+        except (OSError, ValueError, RecursionError):
             return []
         return rows if all(isinstance(row, dict) for row in rows) else []
 
@@ -51,6 +51,7 @@ class Evidence:
 def gather(path: Path) -> Evidence:
     """Return what lies in a folder of runs: the runs, and blueprints and documents in .json files beside them.
 
+    Other .json files are nobody's business.
     Raises StoreError for a folder that is not there.
     """
     found = load_runs(path)
@@ -63,7 +64,7 @@ def gather(path: Path) -> Evidence:
             schema = document.get("schema") if isinstance(document, dict) else None
             if schema in DOCUMENTS:
                 documents[file.name] = document
-            else:
+            elif isinstance(document, dict) and ("layers" in document or str(schema).startswith("cprbench.")):
                 blueprints[file.name] = files.read(file)
         except (OSError, ValueError, RecursionError, CprbenchError) as error:
             damaged[file.name] = f"{file}: neither a blueprint nor a document of ours ({error})"

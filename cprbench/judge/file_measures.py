@@ -6,45 +6,55 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from cprbench.blueprint.concentration import share_at
-from cprbench.blueprint.schema import Blueprint, Layer
+from pydantic import ValidationError
+
+from cprbench.blueprint.concentration import DECISIVE_P, share_at
+from cprbench.blueprint.schema import Blueprint, Fit, Layer
 from cprbench.judge.asking import Ask, UnmeasuredError
 from cprbench.judge.statistics import Estimate, mean_difference
 
 
-def _models(values: Iterable[tuple[str, float | None]], what: str) -> Estimate:
-    """Return the mean over models; several files of one model are averaged first."""
+def _models(values: Iterable[tuple[str, str, float | None]], what: str) -> Estimate:
+    """Return the mean over models from (file, model, value); several files of one model are averaged first.
+
+    Raises UnmeasuredError where there is no file, and where one has no value: leaving it out would be choosing.
+    """
     found: dict[str, list[float]] = {}
-    for model, value in values:
-        if value is not None and math.isfinite(value):
-            found.setdefault(model, []).append(value)
+    for file, model, value in values:
+        if value is None or not math.isfinite(value):
+            raise UnmeasuredError(f"could not be measured: {file} has no {what}, and means leave nothing out")
+        found.setdefault(model, []).append(value)
     if not found:
-        raise UnmeasuredError(f"there is no {what} here")
+        raise UnmeasuredError(f"there is no file with {what} here")
     return mean_difference([sum(of) / len(of) for of in found.values()])
 
 
 def _blueprints(ask: Ask, value: Callable[[Blueprint], float | None], what: str) -> Estimate:
-    files = ask.evidence.blueprints.values()
-    return _models(
-        ((b.model.weights_sha256 if b.model else b.model_id, value(b)) for b in files), f"blueprint with {what}"
-    )
+    files = ask.evidence.blueprints.items()
+    return _models(((file, b.model.weights_sha256 if b.model else b.model_id, value(b)) for file, b in files), what)
 
 
 def top_mass(ask: Ask) -> Estimate:
+    """Return the share of |gradient| that the top `share` of scalars hold."""
     share = ask.setting("share", 0.1)
     curve = lambda b: share_at(b.concentration.scalar_mass_curve, share) if b.concentration else None  # noqa: E731
-    return _blueprints(ask, curve, "a curve of scalar mass")
+    return _blueprints(ask, curve, "curve of scalar mass")
+
+
+def _power_law(fit: Fit) -> bool:
+    """Return whether a tail is heavy and told from a lognormal's, in favour of the power law; undecided is no."""
+    ratio, p = fit.lognormal_likelihood_ratio, fit.lognormal_p
+    return fit.verdict == "heavy-tailed" and ratio is not None and p is not None and ratio > 0 and p < DECISIVE_P
 
 
 def power_law_share(ask: Ask) -> Estimate:
-    """Return the share of submodules whose |gradient| is heavy-tailed, likelier a power law than lognormal (eq. 1)."""
+    """Return the share of submodules whose |gradient| follows a power law rather than a lognormal (eq. 1)."""
 
     def share(blueprint: Blueprint) -> float | None:
-        fits = [layer.fit for layer in blueprint.layers if layer.fit is not None and layer.fit.verdict != "undecided"]
-        yes = [f for f in fits if f.verdict == "heavy-tailed" and (f.lognormal_likelihood_ratio or 0.0) > 0]
-        return len(yes) / len(fits) if fits else None
+        fits = [layer.fit for layer in blueprint.layers if layer.fit is not None]
+        return sum(map(_power_law, fits)) / len(fits) if fits else None
 
-    return _blueprints(ask, share, "fits of its tails")
+    return _blueprints(ask, share, "fit of its tails")
 
 
 def _part(layers: Sequence[Layer], kind: str, third: int) -> list[Layer]:
@@ -74,7 +84,7 @@ def influence_share(ask: Ask) -> Estimate:
         whole = math.fsum(layer.gradient_norm**2 for layer in blueprint.layers)
         return held / whole if whole and left < limit * total else None
 
-    return _blueprints(ask, share, "parameters of its submodules, of which a middle attention cell fits")
+    return _blueprints(ask, share, "size of its submodules with a middle attention cell that fits")
 
 
 def domain_lean(ask: Ask) -> Estimate:
@@ -89,31 +99,41 @@ def domain_lean(ask: Ask) -> Estimate:
             shares.append(late / sum(norms.values()) if sum(norms.values()) else None)
         return shares[0] / shares[1] if shares[0] is not None and shares[1] else None
 
-    return _blueprints(ask, lean, f"domains {domains[0]} and {domains[1]}")
+    files = {file: b for file, b in ask.evidence.blueprints.items() if set(domains) <= _domains(b)}  # others are silent
+    values = ((file, b.model.weights_sha256 if b.model else b.model_id, lean(b)) for file, b in files.items())
+    return _models(values, f"share of late feed-forward cells in domains {domains[0]} and {domains[1]}")
 
 
-def _document(ask: Ask, schema: str, value: Callable[[Mapping[str, Any]], tuple[str, float | None]]) -> Estimate:
-    found = [value(document) for document in ask.evidence.documents.values() if document.get("schema") == schema]
-    return _models(found, f"document {schema} in a .json file")
+def _domains(blueprint: Blueprint) -> set[str]:
+    return {domain for layer in blueprint.layers for domain in layer.domains}
+
+
+def _documents(
+    ask: Ask, schema: str, value: Callable[[Mapping[str, Any]], tuple[str, float | None]], what: str
+) -> Estimate:
+    found = ((file, d) for file, d in ask.evidence.documents.items() if d.get("schema") == schema)
+    return _models(((file, *value(document)) for file, document in found), what)
 
 
 def fisher_rank_correlation(ask: Ask) -> Estimate:
+    """Return Spearman's correlation of gradient norms and Fisher-preconditioned influence (section 4.2)."""
+
     def spearman(document: Mapping[str, Any]) -> tuple[str, float | None]:
         value = document.get("spearman")
-        return str(document.get("model")), float(value) if isinstance(value, int | float) else None
+        return str(document.get("model")), value if isinstance(value, float) else None
 
-    return _document(ask, "cprbench.audit/1", spearman)
+    return _documents(ask, "cprbench.audit/1", spearman, "rank correlation with Fisher influence")
 
 
 def power_law_of_examples(ask: Ask) -> Estimate:
-    """Return 1 where J(z) is heavy-tailed and likelier a power law than lognormal (eq. 28), else 0, over models."""
+    """Return 1 where the tail of J(z) follows a power law rather than a lognormal (eq. 28), else 0, over models."""
 
-    def verdict(document: Mapping[str, Any]) -> tuple[str, float | None]:
-        fit, info = document.get("tail_of_j"), document.get("info")
-        model = str(info.get("model") if isinstance(info, dict) else None)
-        if not isinstance(fit, dict) or fit.get("verdict") == "undecided":
-            return model, None
-        ratio = fit.get("lognormal_likelihood_ratio")
-        return model, float(fit.get("verdict") == "heavy-tailed" and isinstance(ratio, int | float) and ratio > 0)
+    def told(document: Mapping[str, Any]) -> tuple[str, float | None]:
+        info = document.get("info")
+        try:
+            fit = Fit.model_validate(document.get("tail_of_j"))
+        except ValidationError:
+            return "", None
+        return str(info.get("model") if isinstance(info, dict) else None), float(_power_law(fit))
 
-    return _document(ask, "cprbench.cross/1", verdict)
+    return _documents(ask, "cprbench.cross/1", told, "fit of J's tail")

@@ -1,7 +1,8 @@
 """Which runs may be compared with one another, and what a run says: no formula of cpr is here.
 
 Runs are compared inside a group: same task version, weights, hardware class, limits, recipe and number of processes.
-Suites with the same limits and recipe share one, since a stored run serves every suite that asks for it.
+Suites with the same limits and recipe share one, and so do their versions, since a stored run serves every suite that
+asks for it: what a version changes in limits, recipe or task sets its runs apart, and other arms are other rows.
 """
 
 from __future__ import annotations
@@ -62,27 +63,10 @@ def grouped(records: Iterable[RunRecord]) -> list[tuple[dict[str, Any], list[Run
         key = group_key(record)
         keys[sha256_of(key)] = key
         classes[sha256_of(key)].append(record)
-    found = [
-        ({**keys[name], "suites": suites}, runs)
-        for name, members in classes.items()
-        for suites, runs in _by_suite_version(members)
-    ]
+    found = [({**keys[name], "suites": _suites(runs)}, runs) for name, runs in classes.items()]
     return sorted(
         found, key=lambda pair: (pair[0]["task"], pair[0]["model"], str(pair[0]["suites"]), sha256_of(pair[0]))
     )
-
-
-def _by_suite_version(records: Sequence[RunRecord]) -> list[tuple[list[str], list[RunRecord]]]:
-    """Return (suites, runs): all together, unless there are two versions of one suite, which never share a table."""
-    versions: dict[str, set[int | None]] = defaultdict(set)
-    for record in records:
-        if record.suite and record.role == "run":
-            versions[record.suite].add(record.suite_version)
-    parts: dict[tuple[str, int | None] | None, list[RunRecord]] = defaultdict(list)
-    for record in records:
-        several = record.role == "run" and record.suite is not None and len(versions[record.suite]) > 1
-        parts[(str(record.suite), record.suite_version) if several else None].append(record)
-    return [(_suites(part), part) for part in parts.values()]
 
 
 def _suites(records: Sequence[RunRecord]) -> list[str]:
@@ -110,10 +94,10 @@ def group_key(record: RunRecord) -> dict[str, Any]:
 
 
 def latest(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """Return the records without those that a later one repeats."""
+    """Return the records without those that did not end well and that a later one repeats."""
     records = list(records)
     repeated = {r.previous for r in records if r.previous is not None}
-    return [r for r in records if r.run_id not in repeated]
+    return [r for r in records if r.status == "ok" or r.run_id not in repeated]
 
 
 def runs_by_arm(records: Iterable[RunRecord]) -> dict[str, dict[int, RunRecord]]:
@@ -128,6 +112,19 @@ def runs_by_arm(records: Iterable[RunRecord]) -> dict[str, dict[int, RunRecord]]
             arm = f"{record.arm} ({rate}{record.run_id})"
         by_arm[arm][record.block] = record
     return dict(by_arm)
+
+
+def recipe_of(record: RunRecord) -> list[Any]:
+    """Return what all blocks of one arm have in common besides their group: its name alone leaves some of it out."""
+    spec, training = record.spec, record.spec.training
+    chosen = dict(spec.selection.settings)
+    if chosen.get("flops_of"):
+        chosen.pop("flops", None)  # the bill that it follows is another one in every block
+    budget = None if spec.budget is None else spec.budget.model_dump(exclude={"amount"} if spec.budget.of else None)
+    stop = None if spec.stop is None else spec.stop.model_dump()
+    searched = training is None or record.notes.get("learning_rate_from") == "searched"
+    rate = None if searched or training is None else training.learning_rate
+    return [spec.method.name, spec.method.settings, spec.selection.name, chosen, stop, budget, rate]
 
 
 def ended_well(runs: Mapping[int, RunRecord]) -> dict[int, RunRecord]:

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from itertools import combinations
 
 from cprbench.errors import did_you_mean
-from cprbench.judge import cpr, file_measures, scaling
+from cprbench.judge import cpr, scaling
+from cprbench.judge import file_measures as files
 from cprbench.judge.asking import Ask, UnmeasuredError, mean_over
-from cprbench.judge.cpr import AXES, COUNTED, Group
-from cprbench.judge.groups import trained_share_of
+from cprbench.judge.cpr import AXES, COUNTED, Comparison
+from cprbench.judge.groups import Figure, trained_share_of
 from cprbench.judge.retention import PREDICTIONS, retention
 from cprbench.judge.statistics import Estimate
 from cprbench.runs.store import HISTORY
 from cprbench.spec import RunRecord, better_by
 
-if TYPE_CHECKING:
-    pass
-
 _Runs = Mapping[int, RunRecord]
+#: Shares of training at which the paper takes blueprints (section 5).
+CHECKPOINTS = (0.5, 0.8, 1.0)
 
 
 # --- arms against a reference -----------------------------------------------------------------------
@@ -47,8 +47,8 @@ def _multiple_of_full(ask: Ask) -> Estimate:
 
 
 def _gain_difference(ask: Ask) -> Estimate:
-    arm, reference = ask.pair()
-    return ask.comparison(reference).difference(arm, reference)
+    # Of two scores of the same block: a head run, or none, moves neither.
+    return Comparison(ask.of_group.metric, None, {}, ask.evidence.predictions).difference(*ask.pair())
 
 
 def _cost_ratio(ask: Ask) -> Estimate:
@@ -56,8 +56,10 @@ def _cost_ratio(ask: Ask) -> Estimate:
     found = cpr.cost_ratio(arm, reference, ask.claim.resource)
     if ask.claim.resource not in COUNTED or found.value is None:
         return found
-    costs = [cpr.cost_ratio({b: arm[b]}, {b: reference[b]}, ask.claim.resource).value or 0.0 for b in arm]
-    return Estimate(found.value, min(costs), max(costs), n=len(costs))
+    own, other = ([cpr.cost_of(of[b], ask.claim.resource) or 0.0 for b in arm] for of in (arm, reference))
+    ratios = [a / b for a, b in zip(own, other, strict=True)]  # not by logarithms: these round
+    low, high = min(ratios), max(ratios)
+    return Estimate(min(max(found.value, low), high), low, high, n=found.n)
 
 
 # --- over arms --------------------------------------------------------------------------------------
@@ -66,9 +68,7 @@ def _cost_ratio(ask: Ask) -> Estimate:
 def _shares_of(ask: Ask) -> tuple[list[float], dict[str, dict[int, RunRecord]], list[int]]:
     """Return the share that each arm reached (of parameters; of examples with `over` = "q"), their runs, the blocks."""
     runs = {name: ask.arm(name) for name in ask.claim.arms}
-    blocks = sorted(set.intersection(*(set(of) for of in runs.values())))
-    if any(set(of) != set(blocks) for of in runs.values()):
-        raise UnmeasuredError("could not be measured: the arms do not have the same blocks")
+    blocks = list(next(iter(runs.values())))  # all arms have the same: Ask.arm saw to it
     share = _q if ask.claim.settings.get("over") == "q" else _k
     found = [[share(record) for record in of.values()] for of in runs.values()]
     if any(value is None for values in found for value in values):
@@ -96,6 +96,7 @@ def _by_block(ask: Ask, axis: str | None) -> tuple[list[float], dict[int, list[f
         columns: list[dict[int, float]] = [table.gains(of) for of in runs.values()]
         why = "a gain is not there: no head run, or no psi"
     else:
+        _of_one_kind(axis, runs)
         columns = [
             {b: cost for b, r in of.items() if (cost := cpr.cost_of(r, axis)) is not None} for of in runs.values()
         ]
@@ -105,6 +106,11 @@ def _by_block(ask: Ask, axis: str | None) -> tuple[list[float], dict[int, list[f
     return shares, {block: [column[block] for column in columns] for block in blocks}
 
 
+def _of_one_kind(axis: str, runs: Mapping[str, _Runs]) -> None:
+    if why := cpr.of_two_kinds(axis, [record for of in runs.values() for record in of.values()]):
+        raise UnmeasuredError(f"could not be measured: {why}")
+
+
 def _gain_exponent(ask: Ask) -> Estimate:
     return scaling.power_fit(*_by_block(ask, None)).slope
 
@@ -112,7 +118,7 @@ def _gain_exponent(ask: Ask) -> Estimate:
 def _cost_line_r_squared(ask: Ask) -> Estimate:
     shares, costs = _by_block(ask, ask.claim.resource)
     found = [scaling.line_fit(shares, {block: values}).r_squared for block, values in costs.items()]
-    return mean_over(found, "no line through these arms")
+    return _spread(mean_over(found, "no line through these arms"), found, ask.claim.resource)
 
 
 def _best_share_distance(ask: Ask) -> Estimate:
@@ -123,42 +129,61 @@ def _best_share_distance(ask: Ask) -> Estimate:
     for block in gains:
         fit, line = scaling.power_fit(shares, {block: gains[block]}), scaling.line_fit(shares, {block: costs[block]})
         best = scaling.predicted_best(fit, line)
+        constants = (fit.slope.value, line.slope.value, line.intercept.value, *costs[block])
+        predicted = best.k if best.holds else 1.0
+        if predicted is None or any(value is None or value <= 0 for value in constants):
+            found.append(None)  # 1 is what a failing eq. 16 says, not what a fit that has no eq. 15 does
+            continue
         rates = [gain / cost for gain, cost in zip(gains[block], costs[block], strict=True)]
-        predicted = best.k if best.k is not None else 1.0 if fit.slope.value is not None and not best.holds else None
-        found.append(None if predicted is None else abs(math.log2(predicted / shares[rates.index(max(rates))])))
-    return mean_over(found, "no k* in some block: a gain is not positive, or the cost has no line")
+        found.append(abs(math.log2(predicted / shares[rates.index(max(rates))])))
+    return mean_over(found, "no k* in some block: gain and cost have to be positive and to grow with k")
 
 
 def _cost_model_error(ask: Ask) -> Estimate:
     """Return the relative error (root mean square) of `model` = additive (eq. 37) or product (4.4) over the cells."""
     runs = {name: ask.arm(name) for name in ask.claim.arms}
+    _of_one_kind(ask.claim.resource, runs)
     found: list[float | None] = []
     why = "a cell has no share or no cost"
-    for block in sorted(set.union(*(set(of) for of in runs.values()))):
+    for block in next(iter(runs.values())):
         cells = {}
-        for of in runs.values():
-            record = of.get(block)
-            k, q, cost = (
-                (None,) * 3 if record is None else (_k(record), _q(record), cpr.cost_of(record, ask.claim.resource))
-            )
+        for record in (of[block] for of in runs.values()):
+            k, q, cost = _k(record), _q(record), cpr.cost_of(record, ask.claim.resource)
             if k is None or q is None or cost is None:
                 raise UnmeasuredError(f"could not be measured: {why} in block {block}")
             cells[k, q] = cost
         models = scaling.additive_vs_product(cells)
         why = models.why or why
         found.append(models.additive if ask.claim.settings.get("model") == "additive" else models.product)
-    return mean_over(found, why)
+    return _spread(mean_over(found, why), found, ask.claim.resource)
+
+
+def _spread(mean: Estimate, values: Sequence[float | None], resource: str) -> Estimate:
+    """Return an estimate of counted costs from the least to the largest block: they have no noise."""
+    known = [value for value in values if value is not None]
+    return Estimate(mean.value, min(known), max(known), n=mean.n) if resource in COUNTED else mean
 
 
 def _prediction_error(ask: Ask) -> Estimate:
-    """Return the mean of |predicted - measured| retained gain over the cells of a sweep, by eq. 34 or 35."""
+    """Return the mean of |predicted - measured| retained gain over the claim's cells, by eq. 34 or 35."""
     name = str(ask.claim.settings.get("prediction", "eq35"))
-
-    def error(group: Group) -> float | None:
+    runs = {arm: ask.arm(arm) for arm in ask.claim.arms}
+    ask.comparison(ask.arm("full"))  # what the table measures against is held to the same
+    found: list[float | None] = []
+    for block in next(iter(runs.values())):
+        (group,) = cpr.compare(r for r in ask.of_group.records if r.block == block)
         table = retention(group)
-        return None if table is None else table.agreement[name].mean_difference.value
-
-    return ask.over_blocks(error, f"fewer than three cells of a block have both {name} and a measured gain")
+        rows = {row.arm: row for row in table.rows} if table is not None else {}
+        errors = []
+        for arm in ask.claim.arms:
+            told = (rows[arm].predicted[name], rows[arm].kept) if arm in rows else (Figure.none("no cell"),) * 2
+            predicted, kept = told
+            if predicted.value is None or kept.value is None:
+                why = predicted.why if predicted.value is None else kept.why
+                raise UnmeasuredError(f"could not be measured: {arm!r} in block {block}: {why}")
+            errors.append(abs(predicted.value - kept.value))
+        found.append(sum(errors) / len(errors))
+    return mean_over(found, "no cells")
 
 
 # --- inside a run -----------------------------------------------------------------------------------
@@ -169,28 +194,37 @@ def _last_share_of_gain(ask: Ask) -> Estimate:
     last, metric = ask.setting("last", 0.15), ask.of_group.metric
     found: list[float | None] = []
     for record in ask.arm(str(ask.claim.arm)).values():
-        rows = [r for r in ask.evidence.lines(record, HISTORY) if metric in (r.get("validation") or {})]
-        before = [r for r in rows if r["step"] <= (1 - last) * rows[-1]["step"]]
+        rows = _validations(ask, record, metric)
+        before = [psi for step, psi in rows if step <= (1 - last) * rows[-1][0]]
         if len(before) < 2:
             raise UnmeasuredError(
                 f"could not be measured: too few validations before the last {100 * last:.0f} % of the steps"
             )
-        first, middle, end = (float(r["validation"][metric]) for r in (rows[0], before[-1], rows[-1]))
+        first, middle, end = rows[0][1], before[-1], rows[-1][1]
         whole = better_by(metric, end, first)
         found.append(better_by(metric, end, middle) / whole if whole > 0 else None)
     return mean_over(found, "validation did not improve")
 
 
+def _validations(ask: Ask, record: RunRecord, metric: str) -> list[tuple[float, float]]:
+    """Return (step, psi) of a run's validations, none where its history is not as we write it."""
+    rows = [row for row in ask.evidence.lines(record, HISTORY) if row.get("validation")]
+    try:
+        return [(float(row["step"]), float(row["validation"][metric])) for row in rows if metric in row["validation"]]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return []
+
+
 def _rank_stability(ask: Ask) -> Estimate:
-    """Return the least Spearman correlation of submodule norms between the blueprints of one run, over blocks."""
-    told = [record.notes.get("blueprint_ranks") for record in ask.arm(str(ask.claim.arm)).values()]
-    values = [
-        min((v for v in found.values() if isinstance(v, int | float)), default=None)
-        if isinstance(found, dict)
-        else None
-        for found in told
-    ]
-    return mean_over(values, "the run took no blueprints on its way")
+    """Return the least Spearman correlation of norms between a run's blueprints at CHECKPOINTS, over blocks."""
+    found: list[float | None] = []
+    for record in ask.arm(str(ask.claim.arm)).values():
+        told = record.notes.get("blueprint_ranks")
+        pairs = [f"{a:.2f}-{b:.2f}" for a, b in combinations(CHECKPOINTS, 2)]
+        ranks = [told.get(pair) for pair in pairs] if isinstance(told, dict) else []
+        numbers = [value for value in ranks if isinstance(value, float)]
+        found.append(min(numbers) if numbers and numbers == ranks else None)
+    return mean_over(found, "a run has no ranks of blueprints at 50, 80 and 100 % of its training")
 
 
 def _rank_share(ask: Ask) -> Estimate:
@@ -200,27 +234,29 @@ def _rank_share(ask: Ask) -> Estimate:
     for record in ask.arm(str(ask.claim.arm)).values():
         told = record.notes.get("cross_influence")
         singular = told.get("singular_values") if isinstance(told, dict) else None
-        found.append(_rank(singular, mass) if isinstance(singular, list) else None)
+        numbers = [value for value in singular if isinstance(value, float)] if isinstance(singular, list) else []
+        found.append(_rank(numbers, mass) if singular and numbers == singular else None)
     return mean_over(found, "the run keeps no singular values of T")
 
 
 def _rank(singular: Sequence[float], mass: float) -> float | None:
-    squares = sorted((float(value) ** 2 for value in singular), reverse=True)
-    total = math.fsum(squares)
-    held = next((i for i in range(1, len(squares) + 1) if math.fsum(squares[:i]) >= mass * total * (1 - 1e-12)), 0)
-    return held / len(squares) if total > 0 else None
+    if not (largest := max(singular)) > 0:
+        return None
+    squares = sorted(((value / largest) ** 2 for value in singular), reverse=True)  # none overflows
+    least = mass * math.fsum(squares) * (1 - 1e-12)
+    return next(i for i in range(1, len(squares) + 1) if math.fsum(squares[:i]) >= least) / len(squares)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A statistic: how it is computed, what it takes, and what a line of help says."""
+    """A statistic: how it is computed, which keys of a claim it takes, and what a line of help says."""
 
     of: Callable[[Ask], Estimate]
     help: str
-    arm: bool = False
-    arms: bool = False
+    takes: tuple[str, ...] = ()  # of arm, arms, reference, resource
+    settings: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)  # the words it may be, None: a share
     files: bool = False  # of files about models instead of runs
-    settings: Mapping[str, tuple[str, ...] | None] | None = None  # name -> the words it may be, None for a share
+    discrete: bool = False  # few values are possible: that all agree is an answer
 
     @property
     def unit(self) -> str:
@@ -228,64 +264,59 @@ class Measure:
         return "models" if self.files else "blocks"
 
 
+_ONE, _MANY = ("arm", "reference"), ("arms", "resource")
+_OVER: dict[str, tuple[str, ...] | None] = {"over": ("k", "q")}
 MEASURES: dict[str, Measure] = {
-    "retained_gain": Measure(_retained_gain, "gain of arm / gain of reference", arm=True),
-    "multiple_of_full": Measure(_multiple_of_full, "gain per resource as a multiple of reference's", arm=True),
-    "gain_difference": Measure(_gain_difference, "psi of arm less psi of reference", arm=True),
-    "cost_ratio": Measure(_cost_ratio, "cost of arm / cost of reference", arm=True),
-    "gain_exponent": Measure(_gain_exponent, "x of gain ~ share^x over arms", arms=True, settings={"over": ("k", "q")}),
-    "cost_line_r_squared": Measure(
-        _cost_line_r_squared, "R^2 of cost = a + b share over arms", arms=True, settings={"over": ("k", "q")}
-    ),
-    "best_share_distance": Measure(_best_share_distance, "|log2(k* of eq. 15 / best k measured)|", arms=True),
+    "retained_gain": Measure(_retained_gain, "gain of arm / gain of reference", _ONE),
+    "multiple_of_full": Measure(_multiple_of_full, "gain per resource / reference's", (*_ONE, "resource")),
+    "gain_difference": Measure(_gain_difference, "psi of arm less psi of reference", _ONE),
+    "cost_ratio": Measure(_cost_ratio, "cost of arm / cost of reference", (*_ONE, "resource")),
+    "gain_exponent": Measure(_gain_exponent, "x of gain ~ share^x over arms", ("arms",), _OVER),
+    "cost_line_r_squared": Measure(_cost_line_r_squared, "R^2 of cost = a + b share over arms", _MANY, _OVER),
+    "best_share_distance": Measure(_best_share_distance, "|log2(k* of eq. 15 / best k)|", _MANY, discrete=True),
     "cost_model_error": Measure(
-        _cost_model_error, "relative error of a cost model", arms=True, settings={"model": ("additive", "product")}
+        _cost_model_error, "relative error of a cost model", _MANY, {"model": ("additive", "product")}
     ),
     "prediction_error": Measure(
-        _prediction_error, "mean |predicted - measured| retained gain", settings={"prediction": PREDICTIONS}
+        _prediction_error, "mean |predicted - measured| retained gain", ("arms",), {"prediction": PREDICTIONS}
     ),
     "last_share_of_gain": Measure(
-        _last_share_of_gain, "share of the gain made by the last steps", arm=True, settings={"last": None}
+        _last_share_of_gain, "share of the gain made by the last steps", ("arm",), {"last": None}
     ),
-    "rank_stability": Measure(_rank_stability, "least rank correlation of blueprints on the way", arm=True),
-    "rank_share": Measure(_rank_share, "rank of T / its submodules", arm=True, settings={"mass": None}),
-    "top_mass": Measure(
-        file_measures.top_mass, "mass of the top share of scalars", files=True, settings={"share": None}
-    ),
+    "rank_stability": Measure(_rank_stability, "least rank correlation of blueprints on the way", ("arm",)),
+    "rank_share": Measure(_rank_share, "rank of T / its submodules", ("arm",), {"mass": None}, discrete=True),
+    "top_mass": Measure(files.top_mass, "mass of the top share of scalars", (), {"share": None}, files=True),
     "power_law_share": Measure(
-        file_measures.power_law_share, "share of submodules that follow a power law", files=True
+        files.power_law_share, "share of submodules that follow a power law", files=True, discrete=True
     ),
     "influence_share": Measure(
-        file_measures.influence_share,
-        "squared norm held by middle attention cells",
-        files=True,
-        settings={"share": None},
+        files.influence_share, "squared norm held by middle attention cells", (), {"share": None}, files=True
     ),
     "domain_lean": Measure(
-        file_measures.domain_lean,
+        files.domain_lean,
         "late feed-forward share in a domain / in another",
-        files=True,
         settings={"domain": (), "reference_domain": ()},
+        files=True,
     ),
     "fisher_rank_correlation": Measure(
-        file_measures.fisher_rank_correlation, "Spearman of norms and Fisher influence", files=True
+        files.fisher_rank_correlation, "Spearman of norms and Fisher influence", files=True
     ),
     "power_law_of_examples": Measure(
-        file_measures.power_law_of_examples, "whether J(z) follows a power law", files=True
+        files.power_law_of_examples, "whether J(z) follows a power law", files=True, discrete=True
     ),
 }
 
 
 def is_exact(statistic: str, resource: str) -> bool:
     """Return whether a statistic has no noise of measurement: then every block has to say the same."""
-    return statistic == "cost_ratio" and resource in COUNTED
+    return statistic in ("cost_ratio", "cost_line_r_squared", "cost_model_error") and resource in COUNTED
 
 
 def check(measure: Measure, resource: str, settings: Mapping[str, object]) -> None:
     """Raise ValueError for a resource or settings that a statistic does not have."""
     if resource not in AXES:
         raise ValueError(f"unknown resource {resource!r}. {did_you_mean(resource, AXES)}")
-    known = measure.settings or {}
+    known = measure.settings
     for name, value in settings.items():
         if name not in known:
             raise ValueError(f"unknown setting {name!r}. " + (did_you_mean(name, known) if known else "It takes none."))

@@ -7,6 +7,7 @@ leaves out a loss of the margin, and are open else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,9 +16,9 @@ from cprbench.errors import SpecError, did_you_mean
 from cprbench.judge import cpr, statistics
 from cprbench.judge.cpr import AXES, COUNTED, Comparison
 from cprbench.judge.evidence import Evidence
-from cprbench.judge.groups import ended_well, group_key, latest, runs_by_arm
+from cprbench.judge.groups import group_key, latest, recipe_of
 from cprbench.judge.statistics import Estimate
-from cprbench.judge.verdicts import Verdict
+from cprbench.judge.verdicts import Verdict, unless_damaged
 from cprbench.schema import sha256_of
 from cprbench.spec import RunRecord
 
@@ -30,7 +31,9 @@ MARGINS = {PSI: 0.01, "seconds": 0.1, "energy_kwh": 0.1, "memory_gb_hours": 0.1,
 #: Of what runs of an arm share; hardware may differ where nothing is timed.
 _HARDWARE = ("hardware_class", "memory_basis")
 
+_WORSE = "worse by more than the margin"
 _Runs = Mapping[int, RunRecord]
+_Blocks = dict[int, list[RunRecord]]
 
 
 @dataclass(frozen=True)
@@ -66,53 +69,53 @@ def regressions(
             "Run again with another --out."
         )
     margins = {**MARGINS, **(margins or {})}
-    found, p_values = [], {}
+    found: list[Verdict] = []
     here, there = _arms(evidence.records), _arms(baseline.records)
+    names = [name for name, _ in there.values()]
     for key, (name, earlier) in there.items():
+        if names.count(name) > 1:  # under two recipes or limits, say: an id stands for one thing
+            name = f"{name} [{key[:8]}]"
         if key not in here:
             found.append(
                 _open(name, "could not be measured: no run of this task version, weights, recipe and arm here")
             )
             continue
-        pair = _Pair(name, here[key][1], earlier)
-        if why := _unpaired(pair):
+        if why := _unpaired(here[key][1], earlier):
             found.append(_open(name, f"could not be measured: {why}"))
             continue
+        pair = _Pair(name, *({block: runs[0] for block, runs in side.items()} for side in (here[key][1], earlier)))
         for axis in axes or USUAL:
             verdict = _compare(pair, axis, margins.get(axis, 0.1), evidence, baseline, named=axes is not None)
-            if verdict is not None:
-                found.append(verdict)
-                if verdict.p is not None:
-                    p_values[verdict.id] = verdict.p
+            found += [] if verdict is None else [verdict]
     if not found:
         found.append(_open("baseline", "could not be measured: there are no runs in the baseline"))
-    adjusted = statistics.holm(p_values)
-    return [_after_holm(verdict, adjusted.get(verdict.id)) for verdict in found]
+    # All that was tested is in the family, not what looks worse alone: that would be choosing before counting.
+    adjusted = statistics.holm({str(i): verdict.p for i, verdict in enumerate(found) if verdict.p is not None})
+    judged = [_after_holm(verdict, adjusted.get(str(i))) for i, verdict in enumerate(found)]
+    return unless_damaged(judged, {**baseline.damaged, **evidence.damaged})
 
 
-def _arms(records: Iterable[RunRecord]) -> dict[str, tuple[str, dict[int, RunRecord]]]:
-    """Return what identifies an arm -> (its name, block -> run), failed runs included."""
-    classes: dict[str, tuple[dict[str, Any], list[RunRecord]]] = {}
-    for record in latest(r for r in records if r.role != "search"):
+def _arms(records: Iterable[RunRecord]) -> dict[str, tuple[str, _Blocks]]:
+    """Return what identifies an arm -> (its name, block -> its runs), failed runs included."""
+    found: dict[str, tuple[str, _Blocks]] = {}
+    for record in sorted((r for r in latest(records) if r.role != "search"), key=lambda r: (r.block, r.run_id)):
         key = {name: value for name, value in group_key(record).items() if name not in _HARDWARE}
-        classes.setdefault(sha256_of(key), (key, []))[1].append(record)
-    found = {}
-    for digest, (key, members) in sorted(
-        classes.items(), key=lambda item: (item[1][0]["task"], item[1][0]["model"], item[0])
-    ):
-        for arm, runs in sorted(runs_by_arm(members).items()):
-            found[f"{digest} {arm}"] = (f"{key['task']}/{key['model']}/{arm}", dict(sorted(runs.items())))
-    return found
+        name = f"{key['task']}/{key['model']}/{record.arm}"
+        _, blocks = found.setdefault(sha256_of([key, record.arm, recipe_of(record)]), (name, {}))
+        blocks.setdefault(record.block, []).append(record)
+    return dict(sorted(found.items(), key=lambda item: (item[1][0], item[0])))
 
 
-def _unpaired(pair: _Pair) -> str | None:
+def _unpaired(here: _Blocks, there: _Blocks) -> str | None:
     """Return why two arms cannot be paired by block."""
-    if missing := sorted(set(pair.runs) ^ set(pair.baseline)):
-        side = "the baseline" if missing[0] in pair.runs else "these runs"
-        return f"block {missing[0]} is missing in {side}"
-    for where, runs in (("these runs", pair.runs), ("the baseline", pair.baseline)):
-        if failed := sorted(set(runs) - set(ended_well(runs))):
-            return f"block {failed[0]} failed in {where}"
+    if missing := sorted(set(here) ^ set(there)):
+        return f"block {missing[0]} is missing in {'the baseline' if missing[0] in here else 'these runs'}"
+    for where, blocks in (("these runs", here), ("the baseline", there)):
+        for block, runs in blocks.items():
+            if len(runs) > 1:
+                return f"{where} have block {block} twice, and nobody may choose between them"
+            if runs[0].status != "ok":
+                return f"block {block} failed in {where}"
     return None
 
 
@@ -122,7 +125,8 @@ def _compare(
     name = f"{pair.name}/{axis}"
     if axis == PSI:
         metric = next(iter(pair.runs.values())).psi.primary
-        return _noisy(name, _psi(pair, metric, evidence, baseline), margin, cost=False)
+        external = any(record.loop != "cprbench" for record in pair.runs.values())
+        return _noisy(name, _psi(pair, metric, evidence, baseline), margin, cost=False, external=external)
     costs = {b: (cpr.cost_of(pair.runs[b], axis), cpr.cost_of(pair.baseline[b], axis)) for b in pair.runs}
     if all(cost is None for both in costs.values() for cost in both) and not named:
         return None
@@ -151,7 +155,8 @@ def _exact(name: str, costs: Sequence[tuple[float, float]]) -> Verdict:
     ratios = [own / before if before else float(own == before) or None for own, before in costs]
     more = [i for i, (own, before) in enumerate(costs) if own > before]
     less = any(own < before for own, before in costs)
-    value = sum(own for own, _ in costs) / total if (total := sum(before for _, before in costs)) else None
+    own_sum, sum_before = (math.fsum(side) for side in zip(*costs, strict=True))
+    value = own_sum / sum_before if sum_before else float(own_sum == 0) or None  # nothing before: the same or no ratio
     known = [ratio for ratio in ratios if ratio is not None]
     low, high = (min(known), max(known)) if len(known) == len(ratios) else (None, None)
     if more:
@@ -163,7 +168,7 @@ def _exact(name: str, costs: Sequence[tuple[float, float]]) -> Verdict:
     return replace(told, statistic="cost_ratio", threshold="<= 1", blocks=len(costs))
 
 
-def _noisy(name: str, found: Estimate, margin: float, *, cost: bool) -> Verdict:
+def _noisy(name: str, found: Estimate, margin: float, *, cost: bool, external: bool = False) -> Verdict:
     """Return the verdict of a difference in psi (more is better) or of a ratio of costs (less is)."""
     threshold = f"<= {1 + margin:g}" if cost else f">= -{margin:g}"
     unchanged = found.value == (1.0 if cost else 0.0) and found.why == statistics.ZERO_VARIANCE
@@ -173,11 +178,14 @@ def _noisy(name: str, found: Estimate, margin: float, *, cost: bool) -> Verdict:
         return replace(told, verdict="supported", reason="the same in every block")
     if found.value is None or found.low is None or found.high is None:
         return replace(told, reason=f"could not be measured: {found.why}")
-    told = replace(told, sign_flip_p=found.sign_flip_p)
-    worse_than_margin = found.value > 1 + margin if cost else found.value < -margin
-    if worse_than_margin:
-        p = found.p_above(1.0) if cost else found.p_below(0.0)
-        return replace(told, p=None if p is None else min(1.0, 2 * p), reason="worse by more than the margin")
+    if found.no_items is not None and not external:
+        return replace(
+            told, reason=f"could not be measured: the error of the test's items is not known ({found.no_items})"
+        )
+    p = found.p_above(1.0) if cost else found.p_below(0.0)
+    told = replace(told, sign_flip_p=found.sign_flip_p, p=None if p is None else min(1.0, 2 * p))
+    if found.value > 1 + margin if cost else found.value < -margin:
+        return replace(told, reason=_WORSE)
     if found.high < 1 + margin if cost else found.low > -margin:
         return replace(told, verdict="supported", reason="the interval leaves out a loss of the margin")
     return replace(told, reason="the interval holds a loss of the margin: more blocks, or a wider margin")
@@ -185,11 +193,11 @@ def _noisy(name: str, found: Estimate, margin: float, *, cost: bool) -> Verdict:
 
 def _after_holm(verdict: Verdict, p: float | None) -> Verdict:
     """Return a verdict with its adjusted p; what was worse by more than the margin is judged here."""
-    if p is None:
-        return verdict
+    if p is None or verdict.reason != _WORSE:
+        return replace(verdict, p=p)
     if p < ALPHA:
-        return replace(verdict, verdict="refuted", p=p, reason=f"{verdict.reason}, p {p:.2g} after Holm")
-    return replace(verdict, p=p, reason=f"{verdict.reason}, but p {p:.2g} after Holm is not below {ALPHA:.2g}")
+        return replace(verdict, verdict="refuted", p=p, reason=f"{_WORSE}, p {p:.2g} after Holm")
+    return replace(verdict, p=p, reason=f"{_WORSE}, but p {p:.2g} after Holm is not below {ALPHA:.2g}")
 
 
 def _open(name: str, reason: str) -> Verdict:

@@ -131,12 +131,14 @@ def retention(group: Group) -> Retention | None:
     There is one as soon as a run selects its data or is a baseline, or two arms train k-sets; else None. Method head
     and the baselines of other arms are no rows; full on all data is one, the reference.
     """
-    arms = runs_by_arm(group.records)
+    # What ends at a budget or by a stop rule is no cell of a sweep over k and q.
+    records = [r for r in group.records if r.spec.budget is None and r.spec.stop is None]
+    arms = runs_by_arm(records)
     called = {name: next(iter(runs.values())).arm for name, runs in arms.items()}  # a repeat has a name of its own
     served = _baselines({name: next(iter(arms[name].values())).spec for name in arms if called[name] == name})
     baselines = {name for names in served.values() for name in names}
     k_sets = [name for name, runs in arms.items() if any(r.k_reached is not None for r in runs.values())]
-    selects = any(r.spec.selection.name not in ("all", "external") for r in group.records)
+    selects = any(r.spec.selection.name not in ("all", "external") for r in records)
     if not (baselines or selects or len(k_sets) > 1):
         return None
     ok = {name: ended_well(runs) for name, runs in arms.items()}
@@ -148,7 +150,7 @@ def retention(group: Group) -> Retention | None:
     rows = tuple(
         table.row(arm.arm, ok[arm.arm], arm.retained_gain)
         for arm in group.arms
-        if arm.method != "head" and called[arm.arm] not in baselines
+        if arm.arm in ok and arm.method != "head" and called[arm.arm] not in baselines
     )
     return Retention(rows, {name: _agreement(rows, name) for name in PREDICTIONS})
 

@@ -34,6 +34,8 @@ DENOMINATOR = "denominator_not_positive"
 _MOST_FLIPPED = 20
 #: Values whose spread is below this share of their size differ by rounding alone.
 _ROUNDING = 1e-9
+#: A ratio whose logarithm is larger has no floating-point number.
+_MOST_LOG = 700.0
 
 Covariance = tuple[tuple[float, float], tuple[float, float]]
 Rows = Sequence[Mapping[str, Any]]  # lines of predictions.jsonl: id, prediction, reference, scores
@@ -70,6 +72,7 @@ class Estimate:
     se: float | None = None  # of the value; of its logarithm for a cost ratio
     p: float | None = None
     sign_flip_p: float | None = None
+    no_items: str | None = None  # why the interval leaves out the error of the test's items, of which it should hold it
     means: _Means | None = field(default=None, repr=False, compare=False)
 
     def p_above(self, threshold: float) -> float | None:
@@ -128,11 +131,13 @@ def cost_ratio(costs: Sequence[float], reference_costs: Sequence[float], *, coun
     found = _fieller([math.log(a) - math.log(b) for a, b in pairs], [1.0] * len(pairs), _NO_ITEMS, null=0.0)
     if found.value is None or found.means is None:
         return found
+    if max(abs(edge) for edge in (found.value, found.low, found.high) if edge is not None) > _MOST_LOG:
+        return Estimate(None, why="cost_not_finite", n=len(pairs))
     value, low, high = (None if edge is None else math.exp(edge) for edge in (found.value, found.low, found.high))
     means = _Means(found.means.numerator, 1.0, found.means.covariance, logarithmic=True)
     if counted and found.why == ZERO_VARIANCE:
         return Estimate(value, value, value, None, found.n, 0.0, means=_Means(found.value, 1.0, _NO_ITEMS, True))
-    return Estimate(value, low, high, found.why, found.n, found.se, found.p, found.sign_flip_p, means)
+    return Estimate(value, low, high, found.why, found.n, found.se, found.p, found.sign_flip_p, means=means)
 
 
 def _fieller(numerators: Sequence[float], denominators: Sequence[float], items: Covariance, null: float) -> Estimate:
@@ -147,9 +152,8 @@ def _fieller(numerators: Sequence[float], denominators: Sequence[float], items: 
     if any(not math.isfinite(value) for pair in pairs for value in pair):
         return Estimate(None, why="not_finite", n=n)
     a, b = _mean(numerators), _mean(denominators)
-    if b <= 0:
+    if b <= 0 or not math.isfinite(value := a / b):
         return Estimate(None, why=DENOMINATOR, n=n)
-    value = a / b
     if n < LEAST_FOR_INTERVAL:
         return Estimate(value, why=TOO_FEW, n=n, means=_Means(a, b, items))
     top += _product(numerators, a, numerators, a) / n
@@ -160,12 +164,13 @@ def _fieller(numerators: Sequence[float], denominators: Sequence[float], items: 
         return Estimate(None, why=DENOMINATOR, n=n)
     residuals = [x - value * y for x, y in pairs]
     size = max(max(abs(x), abs(value * y)) for x, y in pairs)
-    if max(residuals) - min(residuals) <= _ROUNDING * size:
+    if max(residuals) - min(residuals) <= _ROUNDING * size or not means.se(value):  # too small to be squared
         return Estimate(value, why=ZERO_VARIANCE, n=n, means=means)
     # Fieller's quadratic, with its terms gathered so that a small error of a large value is not lost in rounding.
-    left = 1 - t * t * bottom / (b * b)
-    squared = means.se(value) ** 2 - t * t * (top * bottom - both * both) / (b * b)
-    centre, half = (value - t * t * both / (b * b)) / left, t * math.sqrt(max(0.0, squared)) / (b * left)
+    left = 1 - (t * math.sqrt(bottom) / b) ** 2
+    spread = (top / b) * (bottom / b) - (both / b) ** 2  # by b twice: its square may be too small for a float
+    squared = means.se(value) ** 2 - t * t * spread
+    centre, half = (value - t * t * (both / b) / b) / left, t * math.sqrt(max(0.0, squared)) / (b * left)
     se = means.se(null)
     return Estimate(
         value=value,
@@ -252,15 +257,20 @@ class ItemError:
 
 
 class Scored:
-    """The predictions of one run under one metric, resampled once for all comparisons that it enters."""
+    """The predictions of one run under one metric, resampled once for all comparisons that it enters.
 
-    def __init__(self, metric: str, rows: Rows) -> None:
+    `items`: how many items its score is of, where that is known.
+    """
+
+    def __init__(self, metric: str, rows: Rows, items: int | None = None) -> None:
         self.metric = metric
-        self._rows = rows
+        self._rows, self._items = rows, items
 
     @cached_property
     def ids(self) -> list[str]:
-        """The ids of the items, sorted."""
+        """The ids of the items, sorted. Raises ValueError where the score is of more or fewer items."""
+        if self._rows and self._items not in (None, len(self._rows)):
+            raise ValueError(f"{len(self._rows)} predictions are stored, of {self._items} items")
         return sorted(str(row["id"]) for row in self._rows)
 
     @cached_property
@@ -294,13 +304,16 @@ def gain_covariance(
         ids = runs[0].ids
         if len(set(ids)) < len(ids) or any(run.ids != ids for run in runs):
             return ItemError(None, "the runs were not scored on the same items")
-        psi = np.stack([run.resamples for run in runs], axis=1)
+        with np.errstate(all="ignore"):
+            psi = np.stack([run.resamples for run in runs], axis=1)
     except KeyError as error:
         return ItemError(None, f"the predictions hold no {error.args[0]} for {metric}")
     except ValueError as error:
         return ItemError(None, str(error))
-    except (TypeError, AttributeError):
+    except (TypeError, AttributeError, OverflowError):
         return ItemError(None, "the predictions cannot be read")
+    if not np.isfinite(psi).all():
+        return ItemError(None, f"the predictions give no finite {metric}")
     gains = psi[:, 0::2] - psi[:, 1::2]  # of either orientation: the covariance is the same
     ours = gains[:, : len(arm)].mean(axis=1)
     theirs = np.zeros(len(ours))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Word = Literal["supported", "refuted", "open"]
@@ -25,9 +25,20 @@ class Verdict:
     threshold: str = ""  # "> 1 (margin 0.05)"
     command: str = ""  # that makes the evidence
     primary: bool = False  # in the Holm family of its check
-    p: float | None = None  # one-sided, of the threshold; of a primary claim after Holm
+    p: float | None = None  # two-sided, of the threshold; after Holm for primary claims and for axes of a regression
     sign_flip_p: float | None = None  # beside, never deciding
     blocks: int = 0
+
+
+def unless_damaged(verdicts: Sequence[Verdict], damaged: Mapping[str, str]) -> list[Verdict]:
+    """Return verdicts of which none says supported while something could not be read: nobody knows what it says."""
+    if not damaged:
+        return list(verdicts)
+    why = f"could not be measured: {len(damaged)} damaged, left out, {sorted(damaged)[0]} among them"
+    return [
+        replace(v, verdict="open", reason=f"{why}; else {v.reason}") if v.verdict == "supported" else v
+        for v in verdicts
+    ]
 
 
 def exit_code(verdicts: Sequence[Verdict]) -> int:

@@ -27,6 +27,7 @@ Spans = Mapping[SpanKey, Sequence[Window]]
 Flags = Collection[str]
 Source = Literal["counter", "sampled", "rapl", "counted", "modelled"]
 
+_RAPL = ("rapl_package_energy_joules", "rapl_dram_energy_joules")
 #: A billed energy needs this many samples (MLPerf's floor for a power measurement).
 FLOOR_SAMPLES = 60
 #: A longer silence inside a window means that the machine slept or the meter stood still.
@@ -174,6 +175,13 @@ def reading(
         return Reading(phase=phase, attempt=attempt, quantity=quantity, value=None, why_missing=str(found))
     given = {"value": found, "source": source, "flags": sorted(flags), "detail": detail}
     return Reading.model_validate({"phase": phase, "attempt": attempt, "quantity": quantity} | given)
+
+
+def counted_joules(values: Mapping[str, float]) -> float | None:
+    """Return where the energy counters of one sample stand (J): of the GPU boards, else of RAPL; None without any."""
+    boards = [value for key, value in values.items() if re.fullmatch(r"gpu\d+_energy_counter_joules", key)]
+    found = boards or [values[key] for key in _RAPL if key in values]
+    return sum(found) if found else None
 
 
 # --- GPUs -------------------------------------------------------------------------------------------

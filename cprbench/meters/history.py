@@ -7,7 +7,7 @@ rest once the run is over, at every validation and every N-th step, so that the 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ from cprbench.meters import hardware
 from cprbench.meters.cpu import rapl_readings
 from cprbench.meters.energy import gpu_readings
 from cprbench.meters.trace import Trace, Window
-from cprbench.spec import BILLED_PHASES
+from cprbench.spec import BILLED_PHASES, Phase
 
 #: About this many rows of a history carry a running gamma, besides the validated ones.
 _TALLIES = 20
 
 
-def finish_history(path: Path, trace: Trace) -> None:
-    """Add `gamma` (billed so far; None: not measured) to the rows of a history. A torn last line is dropped."""
+def finish_history(path: Path, trace: Trace, phases: Collection[Phase] = BILLED_PHASES) -> None:
+    """Add `gamma` (billed so far, in `phases`; None: not measured) to a history's rows. A torn last line is dropped."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    billed = [w for w in trace.windows() if w.phase in BILLED_PHASES]
+    billed = [w for w in trace.windows() if w.phase in phases]
     every = max(1, len(lines) // _TALLIES)
     rows = []
     for number, line in enumerate(lines, start=1):

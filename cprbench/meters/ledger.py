@@ -10,10 +10,10 @@ from typing import Any
 
 from cprbench.meters.carbon import JOULES_PER_KWH, CarbonFactors, co2_reading
 from cprbench.meters.cpu import modelled_cpu_readings, rapl_readings
-from cprbench.meters.energy import Cuts, NotMeasured, Source, SpanKey, Spans, gpu_readings, reading
+from cprbench.meters.energy import Cuts, NotMeasured, Source, SpanKey, gpu_readings, reading
 from cprbench.meters.flops import Flops
 from cprbench.meters.trace import Trace, Window, trapezoid
-from cprbench.spec import BILLED_PHASES, PHASES, Gamma, Reading
+from cprbench.spec import BILLED_PHASES, PHASES, Gamma, Phase, Reading
 
 _BYTE_SECONDS_PER_GB_HOUR = 1e9 * 3600
 #: memory basis -> the readings of its integral and of its peak
@@ -55,15 +55,16 @@ def account(
     earlier: Sequence[Reading] = (),
     cached: Sequence[Reading] = (),
     flags: Sequence[str] = (),
+    phases: Sequence[Phase] = BILLED_PHASES,
 ) -> Account:
     """Return the account of a trace.
 
     `flops`: by (phase, attempt), or the reason why there is no count. `accelerators`: those allotted, 0 on a CPU
     run (device hours are then host hours), None where not known. `earlier`: readings of attempts before this
     trace, which are billed as well. `cached`: readings of work that this attempt took over from another run, billed as
-    if it had done it. `flags`: put on every reading of a shared device.
+    if it had done it. `flags`: put on every reading of a shared device. `phases`: those that are billed.
     """
-    spans = _spans(trace.windows())
+    spans = _spans(trace.windows(), phases)
     on_gpu = accelerators is None or accelerators > 0
     fresh: list[Reading] = []
     cuts = Cuts(trace)
@@ -72,7 +73,7 @@ def account(
             fresh.append(reading(key, "seconds", "counter", 0.0))
             continue
         fresh += _times_and_memory(cuts, key, windows)
-        fresh.append(_flops(key, flops, spans))
+        fresh.append(_flops(key, flops, [p for p in phases if (p, key[1]) in spans]))
     spans = {key: windows for key, windows in spans.items() if windows}
     energies = [*gpu_readings(trace, spans), *rapl_readings(trace, spans), *modelled_cpu_readings(trace, spans)]
     fresh = [r.model_copy(update={"flags": sorted({*r.flags, *flags})}) for r in (*fresh, *energies)]
@@ -110,7 +111,7 @@ def account(
     return Account(readings, seconds, gamma, int(max(peaks)) if peaks else None)
 
 
-def _spans(windows: Sequence[Window]) -> dict[SpanKey, list[Window]]:
+def _spans(windows: Sequence[Window], billed: Sequence[Phase]) -> dict[SpanKey, list[Window]]:
     """Return the windows of every phase that took place, and per attempt the billed ones, metered as one."""
     spans: dict[SpanKey, list[Window]] = {}
     for attempt in sorted({w.attempt for w in windows}):
@@ -118,7 +119,7 @@ def _spans(windows: Sequence[Window]) -> dict[SpanKey, list[Window]]:
         for phase in PHASES:
             if found := [w for w in own if w.phase == phase]:
                 spans[(phase, attempt)] = found
-        spans[("billed", attempt)] = [w for w in own if w.phase in BILLED_PHASES]
+        spans[("billed", attempt)] = [w for w in own if w.phase in billed]
     return spans
 
 
@@ -173,12 +174,11 @@ def _times_and_memory(cuts: Cuts, key: SpanKey, windows: Sequence[Window]) -> li
     return result
 
 
-def _flops(key: SpanKey, flops: Mapping[tuple[str, int], Flops] | str, spans: Spans) -> Reading:
+def _flops(key: SpanKey, flops: Mapping[tuple[str, int], Flops] | str, billed: Sequence[str]) -> Reading:
     phase, attempt = key
     if isinstance(flops, str):
         return reading(key, "flops", "counted", NotMeasured(flops))
-    phases = [p for p in BILLED_PHASES if (p, attempt) in spans] if phase == "billed" else [phase]
-    done = sum((flops.get((p, attempt), Flops()) for p in phases), Flops())
+    done = sum((flops.get((p, attempt), Flops()) for p in (billed if phase == "billed" else [phase])), Flops())
     return reading(key, "flops", "counted", done.total, (), padding=done.padding)
 
 

@@ -39,8 +39,10 @@ class Recorder:
         self._write(canonical_json({"missing": missing}))
         self._file.close()
 
-    def edge(self, phase: str, side: Literal["start", "end"], t: float, values: Mapping[str, float]) -> None:
-        """Write a phase edge at time `t` (monotonic seconds, taken by the child) with every meter's values."""
+    def edge(
+        self, phase: str, side: Literal["start", "end"], t: float, values: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Write a phase edge at time `t` (monotonic seconds, of the child) with every meter's values; return them."""
         with self._lock:
             taken = dict(values)
             for meter in self._meters:
@@ -48,6 +50,16 @@ class Recorder:
                 taken |= meter.edge() if side == "end" or self._first else meter.sample()
             self._first = False
         self._write(Sample(t, taken, phase, side, self._attempt).line())
+        return taken
+
+    def take(self) -> dict[str, float]:
+        """Write a sample of every meter and return it."""
+        with self._lock:
+            values = {WALL: time.time()}
+            for meter in self._meters:
+                values |= meter.sample()
+            self._write(Sample(time.monotonic(), values).line())
+        return values
 
     def sample(self, values: Mapping[str, float]) -> None:
         """Write values that the child took itself, such as its CUDA allocator's."""
@@ -56,11 +68,7 @@ class Recorder:
     def _loop(self) -> None:
         due = time.monotonic()
         while not self._done.wait(max(0.0, due - time.monotonic())):
-            with self._lock:
-                values = {WALL: time.time()}
-                for meter in self._meters:
-                    values |= meter.sample()
-                self._write(Sample(time.monotonic(), values).line())
+            self.take()
             due = max(due + 1 / SAMPLES_PER_SECOND, time.monotonic())
         self.seconds_of_cpu = time.thread_time()
 

@@ -26,9 +26,9 @@ NF4_BYTES = 0.5 + 0.127 / 8
 #: What a training child holds besides the model on a CPU: the interpreter, torch, transformers, what oneDNN keeps.
 #: Measured as the peak RSS of MiniLM x movie-snippets x head without its weights and what scoring works with.
 RUNTIME_BYTES = 480_000_000
-#: RSS per byte that is allocated and freed in a step, on a CPU: the heap is never given back (sessions.worker), and batches
-#: of other lengths leave holes in it. Measured as (peak RSS - runtime - weights - optimizer) / modelled bytes: 1.7 for
-#: MiniLM (full), 2.0 (lora), 1.6 for SmolLM2-135M (full), 2.0 (last-layers).
+#: RSS per byte that is allocated and freed in a step, on a CPU: the heap is never given back (sessions.worker), and
+#: batches of other lengths leave holes in it. Measured as (peak RSS - runtime - weights - optimizer) / modelled bytes:
+#: 1.7 for MiniLM (full), 2.0 (lora), 1.6 for SmolLM2-135M (full), 2.0 (last-layers).
 HEAP_FACTOR = 1.7
 
 

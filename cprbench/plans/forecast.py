@@ -25,7 +25,7 @@ from cprbench.plans.boards import Board
 from cprbench.plans.footprint import STATE_BYTES, STATE_BYTES_WITH_MASTER_COPY, Footprint, footprint
 from cprbench.plans.parameters import Layout, layout
 from cprbench.plans.trained_sets import TrainedSet, trained_sets
-from cprbench.runs.planner import Arm
+from cprbench.runs.arms import Arm
 from cprbench.spec import TaskSpec, TrainingSpec
 
 #: States of frozen layers that a run keeps over epochs: in memory up to here, on disk up to there (adapt.prefix).
@@ -38,7 +38,7 @@ class Questions:
 
     examples: int | None
     labels: int | None  # None: every row brings its own choices
-    answer_tokens: int  # of the longest choice, as words: no tokenizer is read
+    answer_tokens: int | None  # of the longest choice, as words: no tokenizer is read; None: a text, so all tokens
     why: str = ""  # the data were not read
 
 
@@ -66,17 +66,19 @@ def questions_of(task: TaskSpec, *, data: Path | None, offline: bool) -> Questio
 
     Raises what reading raises where the task file alone does not tell the choices.
     """
+    text = task.example.kind == "text"
     try:
         dataset = load_dataset(task, data=data, offline=offline)
     except (DataError, OfflineError) as error:
-        if task.example.choices is None and task.example.choices_column is None:
+        if not text and task.example.choices is None and task.example.choices_column is None:
             raise
         choices = task.example.choices
         why = str(error).splitlines()[0]
-        return Questions(task.splits.counts.get("train"), choices and len(choices), _words(choices), why)  # type: ignore[arg-type]
+        labels, words = choices and len(choices), None if text else _words(choices)
+        return Questions(task.splits.counts.get("train"), labels, words, why)  # type: ignore[arg-type]
     fixed = dataset.choices
     longest = fixed or [choice for example in dataset.train for choice in example.choices]
-    return Questions(len(dataset.train), None if fixed is None else len(fixed), _words(longest))
+    return Questions(len(dataset.train), None if fixed is None else len(fixed), None if text else _words(longest))
 
 
 def _words(choices: Sequence[str] | None) -> int:
@@ -136,7 +138,7 @@ class _Model:
         )
         # A causal model's last token predicts nothing, so it is not read.
         self._length = recipe.max_tokens - (model.kind == "causal")
-        self._rows = found.answer_tokens if model.kind == "causal" else 1
+        self._rows = (found.answer_tokens or self._length) if model.kind == "causal" else 1
         known = [n for n in (found.examples, recipe.max_examples) if n is not None]
         self._examples = min(known) if known else None
 

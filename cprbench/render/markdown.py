@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cprbench.judge.cpr import ArmResult, Group, compare
-from cprbench.judge.groups import Figure, Predictions
+from cprbench.judge.curves import curves
+from cprbench.judge.evidence import Evidence
+from cprbench.judge.groups import Figure
 from cprbench.judge.retention import retention
+from cprbench.render import curves as against
 from cprbench.render import retention as page
 from cprbench.render.numbers import (
     missing_resources,
@@ -26,18 +29,18 @@ _ARMS_IN_A_LINE = 6
 
 
 def render_report(
-    records: Sequence[RunRecord], damaged: Mapping[str, str] | None = None, predictions: Predictions | None = None
+    records: Sequence[RunRecord], damaged: Mapping[str, str] | None = None, evidence: Evidence | None = None
 ) -> str:
     """Return the report of records as Markdown; directories that could not be read are named at its end.
 
-    `predictions` give the intervals the error of the test items (Evidence.predictions).
+    `evidence`: the runs' other files, which give the intervals their item error and the table of curves.
     """
     parts = ["# Capability per resource", ""]
-    groups = compare(records, predictions)
+    groups = compare(records, evidence.predictions if evidence else None)
     if not groups:
         parts += ["There are no runs to report.", ""]
     for group in groups:
-        parts += _group(group)
+        parts += _group(group, evidence)
     if damaged:
         parts += ["## Damaged records, left out", ""]
         parts += [f"- `{escape(name)}`: {escape(why)}" for name, why in sorted(damaged.items())]
@@ -76,7 +79,7 @@ def headline(group: Group, show: Callable[[str], str] = escape) -> str:
     return "No arm can be compared with full tuning here."
 
 
-def _group(group: Group) -> list[str]:
+def _group(group: Group, evidence: Evidence | None) -> list[str]:
     key = group.key
     suite = (
         f", {'suites' if len(key['suites']) > 1 else 'suite'} {escape(', '.join(key['suites']))}"
@@ -155,6 +158,7 @@ def _group(group: Group) -> list[str]:
             if arm.arm != "full"
         ],
     )
+    parts += _curves(group, evidence) if evidence else []
     parts += _retention(group) + _predictors(group.records) + _published(group.records) + _sources(group.records)
     parts += _missing(group.records)
     if group.failures:
@@ -165,6 +169,18 @@ def _group(group: Group) -> list[str]:
         ]
         parts += [""]
     return parts
+
+
+def _curves(group: Group, evidence: Evidence) -> list[str]:
+    found = curves(group, evidence)
+    rows = [[escape(cell) for cell in row] for row in against.rows(group, found)]
+    return [
+        f"### {escape(against.title(found))}",
+        "",
+        *_table(against.COLUMNS, rows),
+        escape(against.legend(found)),
+        "",
+    ]
 
 
 def _retention(group: Group) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any
 import cprbench.errors
 from cprbench.errors import CprbenchError
 from cprbench.meters import Meter, hardware
+from cprbench.meters.energy import counted_joules
 from cprbench.meters.memory import MemoryMeter
 from cprbench.meters.recorder import Recorder
 from cprbench.runs.store import SAMPLES
@@ -189,10 +190,10 @@ def _listen(lines: Any, recorder: Recorder | None, line_out: Any, observe: Obser
             case "start" if recorder is not None:
                 recorder.edge(event["phase"], "start", event["t"], {})
             case "end":
-                if recorder is not None:
-                    recorder.edge(event["phase"], "end", event["t"], event["values"])
-                with contextlib.suppress(BrokenPipeError):  # the child died meanwhile; the loop will see it
-                    line_out.write("\n")
+                values = {} if recorder is None else recorder.edge(event["phase"], "end", event["t"], event["values"])
+                _answer(line_out, values)
+            case "energy":
+                _answer(line_out, {} if recorder is None else recorder.take())
             case "result":
                 return Outcome("ok", event["result"], None)
             case "error":
@@ -201,6 +202,13 @@ def _listen(lines: Any, recorder: Recorder | None, line_out: Any, observe: Obser
             recorder.sample({k: v for k, v in event.items() if k.startswith("cuda_")})
         observe(event)
     return None
+
+
+def _answer(line_out: Any, values: Mapping[str, float]) -> None:
+    """Let the child go on, and tell it where the energy counters stand, if there are any."""
+    joules = counted_joules(values)
+    with contextlib.suppress(BrokenPipeError):  # the child died meanwhile; the loop will see it
+        line_out.write(("" if joules is None else repr(joules)) + "\n")
 
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 
 import cprbench
 from cprbench.adapt.packages import cache_folder
+from cprbench.endings import Resource
 from cprbench.errors import MeterError
 from cprbench.meters import Meter, hardware
 from cprbench.meters.carbon import CarbonFactors
 from cprbench.meters.cpu import ModelledEnergy, RaplMeter
 from cprbench.meters.device import GpuMeter
+from cprbench.meters.energy import counted_joules
 from cprbench.meters.ledger import Account
 from cprbench.spec import Environment
 
@@ -45,6 +47,18 @@ class Bench:
     def hardware_class(self, on_gpu: bool) -> str:
         """Return the hardware class (DESIGN section 1) of what the run ran on."""
         return (self.gpu.hardware_class or "unknown GPU") if on_gpu else hardware.cpu_class()
+
+    def unmetered(self, resource: Resource) -> str | None:
+        """Return why a resource is not measured as a run goes on; None where it is."""
+        on_gpu = bool(self.gpu.devices)
+        if resource == "device_hours" and self.accelerators(on_gpu) is None:
+            return "the driver does not say how much of a board the run holds"
+        values = {key: value for meter in self.meters for key, value in meter.sample().items()}
+        if resource != "energy_kwh" or counted_joules(values) is not None:
+            return None
+        missing = {key: why for meter in self.meters for key, why in meter.missing().items()}
+        own = [why for key, why in missing.items() if re.fullmatch(r"(gpu\d+_energy_counter|gpu_energy)_joules", key)]
+        return own[0] if on_gpu and own else missing.get("cpu_energy_joules", "no meter counts joules")
 
     def close(self) -> None:
         """Let go of the driver."""

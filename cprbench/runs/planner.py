@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import cprbench
-from cprbench.adapt.methods import Method, Probe, Target, build_method, named
-from cprbench.adapt.selection import Selection, build_selection, selection_label
-from cprbench.adapt.selection.ranking import parse_band
-from cprbench.adapt.settings import label, pinned, settings_of, without_paths
-from cprbench.errors import MethodError, SpecError, TrainingError, did_you_mean
+from cprbench.adapt.methods import Probe, Target
+from cprbench.adapt.settings import pinned, without_paths
+from cprbench.errors import MethodError, SpecError, TrainingError
 from cprbench.meters.flops import supported
+from cprbench.runs.arms import Arm
 from cprbench.schema import sha256_of
 from cprbench.spec import (
     RECIPE_BEFORE,
-    ArmSpec,
     Choice,
     ModelRef,
     RunSpec,
-    Scalar,
     Search,
     SuiteSpec,
     TaskRef,
@@ -79,20 +74,6 @@ class Inspected:
 
 
 @dataclass(frozen=True)
-class Arm:
-    """A method with its settings and a selection, ready to be planned."""
-
-    method: Method
-    selection: Selection
-    follows: str | None = None  # the arm whose billed FLOPs it has to meet, so that it runs after it
-
-    @property
-    def label(self) -> str:
-        """The arm's name: "partial k=0.15 selection=influence q=0.3"."""
-        return " ".join(filter(None, (label(self.method), selection_label(self.selection))))
-
-
-@dataclass(frozen=True)
 class Planned:
     """One run to do."""
 
@@ -113,62 +94,24 @@ class Planned:
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     follows: str | None = None
 
-    def billed_like(self, flops: float) -> Planned:
-        """Return this run with the bill that it has to meet: that of the arm that it follows."""
-        selection = self.spec.selection
-        chosen = selection.model_copy(update={"settings": {**selection.settings, "flops": float(flops)}})
-        spec = self.spec.model_copy(update={"selection": chosen})
+    @property
+    def meets(self) -> str:
+        """The resource in which a follower is measured by the arm that it follows."""
+        return "flops" if self.spec.budget is None else self.spec.budget.resource
+
+    def billed_like(self, amount: float) -> Planned:
+        """Return this run with the bill of the arm that it follows, of which it has to meet all or a share."""
+        if (budget := self.spec.budget) is not None:
+            # A whole bill stays the whole number that it is: FLOPs may have more digits than a float.
+            share = budget.share or 1
+            spec = self.spec.model_copy(
+                update={"budget": budget.model_copy(update={"amount": amount if share == 1 else share * amount})}
+            )
+        else:
+            selection = self.spec.selection
+            chosen = selection.model_copy(update={"settings": {**selection.settings, "flops": float(amount)}})
+            spec = self.spec.model_copy(update={"selection": chosen})
         return replace(self, spec=spec, run_id=run_id(spec, self.block, self.role))
-
-
-def arms_of(specs: Sequence[ArmSpec]) -> list[Arm]:
-    """Return the arms of a suite; list-valued settings make one arm per combination.
-
-    Raises SpecError for unknown methods, settings and selections, and for arms that are the same twice.
-    """
-    arms: dict[str, Arm] = {}
-    baselines: dict[str, Arm] = {}
-    for spec in specs:
-        name, file = named(spec.method)
-        if both := sorted(set(file) & set(spec.settings)):
-            raise SpecError(f"method {spec.method!r} names its file itself. Leave out {name}.{both[0]}.")
-        for settings in _combined({**spec.settings, **file}):
-            for chosen in _combined(spec.selection_settings):
-                arm = Arm(build_method(name, settings), build_selection(spec.selection, chosen))
-                if arm.label in arms:
-                    raise SpecError(f"arm {arm.label!r} is listed twice. Leave one out, or give its file another name.")
-                arms[arm.label] = arm
-                if spec.baselines:
-                    found = _baselines(arm, spec.baseline_method or spec.method)
-                    baselines |= {baseline.label: baseline for baseline in found}
-    return list((arms | {name: arm for name, arm in baselines.items() if name not in arms}).values())
-
-
-def _combined(settings: Mapping[str, Scalar | list[Scalar]]) -> list[dict[str, Scalar]]:
-    lists = {key: value if isinstance(value, list) else [value] for key, value in settings.items()}
-    return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
-
-
-def _baselines(arm: Arm, method: str) -> list[Arm]:
-    """Return what an arm is compared with: as much by lot, and as much by lot as its whole bill pays for."""
-    name, file = named(method)
-    known = settings_of(build_method(name, {}))
-    same = build_method(name, {k: v for k, v in settings_of(arm.method).items() if k in known} | file)
-    q = {k: v for k, v in settings_of(arm.selection).items() if k in ("q", "class_guard")}
-    if getattr(arm.selection, "band", ""):
-        low, high = parse_band(arm.selection.band)  # type: ignore[attr-defined]
-        q["q"] = round(high - low, 12)
-    if arm.selection.name != "all" and same != arm.method:
-        raise SpecError(f"arm {arm.label!r} chooses its data, so its baselines train like it: no baseline_method.")
-    if arm.selection.name == "all" and same == arm.method:
-        raise SpecError(
-            f"arm {arm.label!r} uses all data: its baseline by lot is itself. Name another baseline_method."
-        )
-    warm = {"warm": True} if arm.selection.warms_head else {}  # so that nothing differs but the choice
-    by_lot = build_selection("random", {**q, **warm}) if q else arm.selection
-    follows = selection_label(arm.selection).removeprefix("selection=") if same == arm.method else arm.label
-    billed = build_selection("random", {"flops_of": follows, **warm})
-    return [Arm(same, by_lot), Arm(same, billed, follows=arm.label)]
 
 
 def plan(
@@ -210,11 +153,11 @@ def plan_search(
         if not found.counts["validation"]:
             raise SpecError(f"task {found.task.name!r} has no validation split, so no rate can be searched on it.")
         for arm in arms:
-            if arm.follows is not None or (arm.method.name not in rates and "" not in rates):
+            if (arm.budget is None and arm.follows) or (arm.method.name not in rates and "" not in rates):
                 continue  # not asked for: its declared rate; or there is no bill to meet yet
-            key = (found.task.name, found.model.source, arm.label)
+            key = (found.task.name, found.model.source, arm.freely.label)
             trials[key] = [
-                _planned(suite, found, arm, 0, {**settings, "learning_rate": rate}, {}, {}, role="search")
+                _planned(suite, found, arm.freely, 0, {**settings, "learning_rate": rate}, {}, {}, role="search")
                 for rate in rates.get(arm.method.name, rates.get("", ()))
             ]
     return trials
@@ -230,7 +173,7 @@ def _planned(
     rates: Mapping[tuple[str, str, str], float],
     role: Role | None = None,
 ) -> Planned:
-    key = (found.task.name, found.model.source, arm.label)
+    key = (found.task.name, found.model.source, arm.freely.label)
     own = {key: value for key, value in settings.items() if key in ("max_examples", "eval_items")}
     limits = suite.limits.model_dump(exclude_none=True)
     recipe = training_for(found.task, {**limits, **suite.training, **settings}, "--set")
@@ -241,11 +184,13 @@ def _planned(
         arm.method.check(target)
         arm.selection.check(arm.method, target)
         _check_steps(found, arm, recipe)
+        _check_bill(found, arm)
     except (MethodError, TrainingError) as error:
         raise type(error)(f"{arm.label}: {error}") from None
     rate_from: Literal["given", "searched", "declared"] = "given"
-    if arm.follows is not None and arm.follows.partition(" ")[0] == arm.method.name:  # only its data differ
-        key = (found.task.name, found.model.source, arm.follows)
+    follows = arm.follows if arm.budget is None else None
+    if follows is not None and follows.partition(" ")[0] == arm.method.name:  # only its data differ
+        key = (found.task.name, found.model.source, follows)
     if recipe.learning_rate is None:
         rate_from = "searched" if key in rates else "declared"
         rate = rates.get(key) or arm.method.learning_rates[found.model.kind]
@@ -255,7 +200,15 @@ def _planned(
     method = Choice(name=arm.method.name, settings=own_settings)
     selection = Choice(name=arm.selection.name, settings=chosen)
     spec = RunSpec(
-        task=found.task_ref, model=found.model, method=method, selection=selection, seed=seed, training=recipe
+        task=found.task_ref,
+        model=found.model,
+        method=method,
+        selection=selection,
+        seed=seed,
+        training=recipe,
+        stop=arm.stop,
+        budget=arm.budget,
+        snapshots=() if role == "search" else arm.snapshots,
     )
     # Limits rank only where a named suite version fixes them (DESIGN rule 6).
     role = role or ("smoke" if own or (limits and suite.name is None) else "run")
@@ -281,26 +234,43 @@ def _planned(
 
 
 def _check_steps(found: Inspected, arm: Arm, recipe: TrainingSpec) -> None:
-    """Raise SpecError or TrainingError for a selection that keeps nothing, or whose choosing uses up all steps."""
+    """Raise SpecError or TrainingError where nothing is kept or trained, or where a stop rule would be idle."""
     kept = arm.selection.kept(_available(found, recipe))
     before = recipe.select_warmup_steps if found.has_new_head and arm.selection.warms_head else 0
     before += getattr(arm.selection, "trains", 0)
-    steps = None if kept is None else recipe.epochs * math.ceil(kept / recipe.batch_size)
+    steps = None if kept is None or arm.budget is not None else recipe.epochs * math.ceil(kept / recipe.batch_size)
     if before and steps is not None and before >= steps:
         raise TrainingError(
             f"choosing takes {before} of the run's {steps} steps ({kept} examples), so none is left to train. Lower "
             "select.warmup_steps, or train on more examples or epochs."
         )
+    if arm.stop is not None:
+        checks = recipe.validations if found.counts["validation"] else 0
+        if checks < (least := arm.stop.window + arm.stop.patience):
+            raise TrainingError(
+                f"the stop rule is asked at validations, {checks} here, and says nothing before the {least}th. "
+                "Raise training.validations, on a task that has a validation split, or lower stop.window."
+            )
+
+
+def _check_bill(found: Inspected, arm: Arm) -> None:
+    """Raise SpecError, MethodError or TrainingError for an arm that must know a bill which cannot be told."""
     if arm.follows is None and getattr(arm.selection, "flops_of", None):
         raise SpecError("selection.flops_of is for suites (baselines = true). Give selection.flops as a number.")
     opaque = getattr(arm.method, "opaque", None)
-    if opaque is not None and (arm.selection.warms_head or getattr(arm.selection, "flops", None)):
+    by_bill = bool(getattr(arm.selection, "flops", 0))
+    if opaque is not None and (arm.selection.warms_head or by_bill):
         name = arm.selection.name
         raise MethodError(f"selection {name!r} asks for what cannot be told: {opaque}. Use a config of plain LoRA.")
-    meets = "its baselines" if arm.follows is not None else "selection.flops"
-    billed = arm.follows is not None or bool(getattr(arm.selection, "flops", 0))
-    if billed and (why := opaque or supported(found.model.config)) is not None:
-        raise TrainingError(f"there are no FLOPs to compare by: {why}. Leave out {meets}.")
+    asks = {
+        "its budget": arm.budget is not None and arm.budget.resource == "flops",
+        "its stop rule (or give stop.resource)": arm.stop is not None and arm.stop.resource == "flops",
+        "its baselines": arm.budget is None and arm.follows is not None,
+        "selection.flops": by_bill,
+    }
+    asking = next((name for name, on in asks.items() if on), None)
+    if asking and (why := opaque or supported(found.model.config)) is not None:
+        raise TrainingError(f"there are no FLOPs to compare by: {why}. Leave out {asking}.")
 
 
 def _check_recipe(found: Inspected, recipe: TrainingSpec) -> None:
@@ -343,56 +313,11 @@ def run_id(spec: RunSpec, block: int, role: str) -> str:
     for name, before in RECIPE_BEFORE.items():
         if content["training"][name] == before:
             del content["training"][name]
+    for name in ("stop", "budget", "snapshots"):
+        if not content[name]:
+            del content[name]
     content["model"] = {"weights_sha256": spec.model.weights_sha256, "kind": spec.model.kind}
     for choice in (content["method"], content["selection"]):
         choice["settings"] = without_paths(choice["settings"])
     minor = ".".join(cprbench.__version__.split(".")[:2])
     return sha256_of({"spec": content, "block": block, "role": role, "version": minor})[:16]
-
-
-def read_settings(pairs: Sequence[str]) -> dict[str, dict[str, list[Scalar]]]:
-    """Return --set ROOM.KEY=VALUE[,VALUE…] as room -> key -> values.
-
-    Rooms are method names, `selection`, `training` and `select`. Raises SpecError with the nearest known room.
-    """
-    from cprbench.adapt.methods import METHODS
-
-    found: dict[str, dict[str, list[Scalar]]] = {}
-    for pair in pairs:
-        path, equals, text = pair.partition("=")
-        room, dot, key = path.partition(".")
-        if not equals or not dot or not key or not text:
-            raise SpecError(f"--set {pair!r}: write ROOM.KEY=VALUE, for example --set partial.k=0.15.")
-        rooms = [*METHODS, "selection", "training", "select"]
-        if room not in rooms:
-            raise SpecError(f"--set {pair!r}: unknown room {room!r}. {did_you_mean(room, rooms)}")
-        if room == "select":
-            room, key = "training", f"select_{key}"
-        # A part with an equals sign goes on with the value before it: partial.budget=memory=8GiB,time=0.5 is one.
-        values = [_scalar(part) for part in re.split(r",(?![a-z]+=)", text)]
-        if room == "training" and len(values) > 1:
-            raise SpecError(f"--set {pair!r}: the recipe is the same for all arms, so it takes one value.")
-        if room == "training" and key not in TrainingSpec.model_fields:
-            hint = did_you_mean(key, TrainingSpec.model_fields)
-            raise SpecError(f"--set {pair!r}: unknown setting training.{key}. {hint}")
-        if key in found.setdefault(room, {}):
-            raise SpecError(
-                f"--set {pair!r}: {room}.{key} is given twice. Give it once; a list makes one arm per value."
-            )
-        found[room][key] = values
-    return found
-
-
-def _scalar(text: str) -> Scalar:
-    words: dict[str, Scalar] = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    for kind in (int, float):
-        try:
-            value = kind(text)
-        except ValueError:
-            continue
-        if not math.isfinite(value):
-            raise SpecError(f"--set …={text}: not a finite number.")
-        return value
-    return text

@@ -9,21 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cprbench.adapt import random_models
 from cprbench.adapt.checkpoints import DELTA
-from cprbench.errors import SpecError, StoreError
+from cprbench.errors import MeterError, SpecError, StoreError
 from cprbench.meters import hardware
 from cprbench.meters.flops import Flops, Pass, Trained, count, supported
 from cprbench.meters.history import finish_history
 from cprbench.meters.ledger import account
 from cprbench.meters.trace import Trace
 from cprbench.runs import planner, store
+from cprbench.runs.arms import arms_of
 from cprbench.runs.child import LOG, Outcome, run_child
 from cprbench.runs.metering import Bench, MeterOptions, environment_of, open_bench
 from cprbench.runs.planner import Inspected, Planned
 from cprbench.sessions import score_cache
 from cprbench.sessions.channel import TRAINS
 from cprbench.sources import HubSource
-from cprbench.spec import ExternalSpec, Psi, Reading, RunRecord, Scalar, Search, SuiteSpec, TaskSpec
+from cprbench.spec import ExternalSpec, Psi, Reading, RunRecord, Scalar, Search, SuiteSpec, TaskSpec, billed_phases
 from cprbench.tasks import load_task
 
 #: observe(planned, event): a run began ("run"), is under way ("step", "progress") or is over ("done").
@@ -82,14 +84,17 @@ def run(
     settings = dict(settings or {})
     if options.processes < 1:
         raise SpecError(f"--processes {options.processes}: at least one.")
-    arms = planner.arms_of(suite.arm)
+    if options.processes > 1 and any(arm.snapshots for arm in suite.arm):
+        raise SpecError("an arm with snapshots runs in one process. Leave --processes or snapshots out.")
+    arms = arms_of(suite.arm)
     tasks = [load_task(name) for name in suite.tasks]
     shelf = store.Store(options.out)
     shelf.open_for_writing()
     inspected = [inspect(task, model, options) for task in tasks for model in suite.models]
     if options.default_methods and all(found.model.kind == "causal" for found in inspected):
         arms = [arm for arm in arms if arm.method.name != "head"]
-    planner.plan(suite, inspected, arms, settings=settings)  # every refusal comes before the first run
+    # Every refusal comes before the first run.
+    must_meter(planner.plan(suite, inspected, arms, settings=settings), options)
     launcher = _Launcher(shelf, options, observe)
     searched: dict[tuple[str, str, str], Search] = {}
     rates: dict[tuple[str, str, str], float] = {}
@@ -112,16 +117,28 @@ def run(
         place = (planned.spec.task.name, planned.spec.model.source, planned.block)
         if planned.follows is not None:
             bill = bills[*place, planned.follows]
-            if bill.gamma.flops is None or bill.status != "ok":
-                why = f"{planned.follows} has no bill to meet: it {bill.status}" if bill.status != "ok" else "no FLOPs"
-                skipped[f"{planned.arm}, block {planned.block}"] = why
+            amount: float | None = getattr(bill.gamma, planned.meets)
+            if amount is None or bill.status != "ok":
+                why = bill.status if bill.status != "ok" else f"its {planned.meets} were not measured"
+                skipped[f"{planned.arm}, block {planned.block}"] = f"{planned.follows} has no bill to meet: {why}"
                 continue
-            planned = planned.billed_like(bill.gamma.flops)
+            planned = planned.billed_like(amount)
         records.append(launcher.run(planned))
         bills[*place, planned.arm] = records[-1]
         if records[-1].status == "interrupted":
             return Done(records, trials, launcher.reused, interrupted=True, skipped=skipped)
     return Done(records, trials, launcher.reused, skipped=skipped)
+
+
+def must_meter(runs: Sequence[Planned], options: Options) -> None:
+    """Raise MeterError where a run is to end by a resource that nothing here measures."""
+    ends = [(run.arm, end.resource) for run in runs for end in (run.spec.budget, run.spec.stop) if end is not None]
+    for arm, resource in dict.fromkeys(end for end in ends if end[1] != "flops"):
+        bench = open_bench(options.metering, devices=options.processes)
+        why = bench.unmetered(resource)
+        bench.close()
+        if why is not None:
+            raise MeterError(f"{arm}: {resource} is not measured here: {why}. End it by flops, or by device_hours.")
 
 
 def _best_rate(key: tuple[str, str, str], group: Sequence[Planned], found: Sequence[RunRecord]) -> tuple[Search, float]:
@@ -160,7 +177,7 @@ def inspect(task: TaskSpec, model: str, options: Options) -> Inspected:
 
 def _is_offline(task: TaskSpec, model: str, options: Options) -> bool:
     """Return whether the child may be kept from the hub: asked for, or nothing named lives there."""
-    on_hub = model.count("/") == 1 and not Path(model).exists()
+    on_hub = model.count("/") == 1 and not Path(model).exists() and not model.startswith(random_models.PREFIX)
     return options.offline or not (on_hub or any(isinstance(s, HubSource) for s in task.source))
 
 
@@ -203,13 +220,14 @@ class _Launcher:
             paid |= score_cache.keys(left)
         self._observe(planned, {"event": "run"})
         job = {
-            "kind": "run",
+            "kind": "snapshots" if planned.spec.snapshots else "run",
             "spec": planned.spec.model_dump(mode="json"),
             "task": planned.task.model_dump(mode="json"),
             "model": planned.spec.model.pinned,
             "files": {room: dict(paths) for room, paths in planned.files.items()},
             "scores": str((self._shelf.root / score_cache.FOLDER).resolve()),
             "hardware_class": bench.hardware_class(bool(bench.gpu.devices)),
+            "accelerators": bench.accelerators(bool(bench.gpu.devices)),
             "role": planned.role,
             "data": None if self._options.data is None else str(self._options.data),
             "offline": self._options.offline,
@@ -255,6 +273,7 @@ class _Launcher:
             "cores": hardware.bound_cores(),
             "accelerators": bench.accelerators(bool(bench.gpu.devices)),
             "carbon": self._options.metering.carbon,
+            "phases": billed_phases(planned.spec.stop),
         }
         known = not isinstance(flops, str)
         root = self._shelf.root / score_cache.FOLDER
@@ -284,13 +303,14 @@ class _Launcher:
             "accelerators": bench.accelerators(on_gpu),
             "carbon": carbon,
             "flags": bench.flags,
+            "phases": billed_phases(planned.spec.stop),
         }
         known = not isinstance(flops, str)
         root = self._shelf.root / score_cache.FOLDER
         cached = score_cache.settle(root, folder, trace, attempt, flops_known=known, paid=paid, **allotted)
         bill = account(trace, flops, earlier=billed, cached=cached, **allotted)
         scores = paid | score_cache.keys(folder)
-        finish_history(folder / store.HISTORY, trace)
+        finish_history(folder / store.HISTORY, trace, allotted["phases"])
         empty = {"primary": planned.task.primary, "base": None, "final": None, "items": 0}
         return RunRecord(
             run_id=identity,

@@ -8,9 +8,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,16 @@ class Run:
     folder: Path
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """Return the rows of one of the run's .jsonl files, [] where the run has no such file."""
+        """Return the rows of one of the run's .jsonl files, [] where its manifest lists no such file."""
         path = self.folder / name
-        if not path.exists():
+        if not path.exists() or name not in self._listed:
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+    @cached_property
+    def _listed(self) -> Collection[str]:
+        files: Collection[str] = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return files
 
 
 @dataclass(frozen=True)

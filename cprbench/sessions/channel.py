@@ -24,7 +24,9 @@ class Channel:
         self._out = None if write_fd is None else os.fdopen(write_fd, "w", encoding="utf-8", buffering=1)
         self._open: str | None = None
         self.seconds: dict[str, float] = {}  # by phase, of the windows closed so far
+        self.joules: dict[str, float] = {}  # likewise, where the parent has an energy counter
         self._since = 0.0
+        self._counter: float | None = None  # what it stood at when the last window closed
         #: Called at every phase end, on the child's side: waits for the device and returns its allocator's values.
         self.at_end: Callable[[], Mapping[str, float]] = dict
         #: The allocator's values now, sent along with every step.
@@ -49,8 +51,9 @@ class Channel:
             return
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
         self.send("end", phase=phase, t=now, values=dict(values))
-        if self._in is not None:
-            self._in.readline()
+        before, self._counter = self._counter, self._answer()
+        if before is not None and self._counter is not None:
+            self.joules[phase] = self.joules.get(phase, 0.0) + self._counter - before
 
     def adopt(self, phase: str, since: float) -> None:
         """Take over a phase that the parent opened before this process existed."""
@@ -74,6 +77,20 @@ class Channel:
         """Return the seconds so far in `phases`, the open one included."""
         running = time.monotonic() - self._since if self._open in phases else 0.0
         return running + sum(self.seconds.get(phase, 0.0) for phase in phases)
+
+    def billed_joules(self, phases: tuple[str, ...]) -> float | None:
+        """Return the joules so far in `phases`, the open one included; None where no counter tells."""
+        self.send("energy")
+        now = self._answer()
+        if now is None or self._counter is None:
+            return None
+        running = now - self._counter if self._open in phases else 0.0
+        return running + sum(self.joules.get(phase, 0.0) for phase in phases)
+
+    def _answer(self) -> float | None:
+        """Return what the parent answers: where its energy counter stands (joules), if it has one."""
+        line = "" if self._in is None else self._in.readline().strip()
+        return float(line) if line else None
 
 
 def parse_event(line: str) -> dict[str, Any] | None:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cprbench.meters.flops import Flops, Pass, Trained, Trains, count, supported
-from cprbench.spec import BILLED_PHASES, ModelRef, Phase, Reading
+from cprbench.spec import ModelRef, Phase, Reading
 
 if TYPE_CHECKING:
     from cprbench.adapt.objectives import Work
 
 
 class Counter:
-    """Counts what a session computes. `new_head`: whether the model has one; `labels`: its outputs."""
+    """Counts what a session computes. `new_head`: whether the model has one; `labels`: its outputs.
 
-    def __init__(self, path: Path, model: ModelRef, labels: int | None, attempt: int, *, new_head: bool) -> None:
+    `billed`: the phases whose passes add up.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        model: ModelRef,
+        labels: int | None,
+        attempt: int,
+        *,
+        new_head: bool,
+        billed: Collection[Phase],
+    ) -> None:
+        self._billed = billed
         self._file = path.open("w", encoding="utf-8", buffering=1)
         self._model, self._labels, self._attempt, self._new_head = model, labels, attempt, new_head
         self.trained: Trained | None = None  # what the method trains, once it is in the model
@@ -32,7 +45,7 @@ class Counter:
             extra += self._adapters(done) * {"method": 0, "activations": 2}.get(trains, 1)
         done = replace(done, extra_flops=extra)
         self._file.write(done.line() + "\n")
-        if phase in BILLED_PHASES:
+        if phase in self._billed:
             self.spent += self.of([done])
 
     def pass_of(self, work: Work, phase: Phase, trains: Trains) -> Pass:

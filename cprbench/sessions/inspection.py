@@ -55,9 +55,17 @@ def folder_of(path: str | None) -> Path | None:
 
 
 def labels_of(task: TaskSpec, choices: Sequence[str] | None, kind: str) -> int | None:
-    """Return the outputs of a new head, None for causal models. Raises TrainingError for choices of a row's own."""
+    """Return the outputs of a new head, None for causal models.
+
+    Raises TrainingError for texts, and for choices of a row's own.
+    """
     if kind == "causal":
         return None
+    if task.example.kind == "text":
+        raise TrainingError(
+            f"task {task.name!r} asks how well a model predicts text, and an encoder predicts none. Use a causal "
+            "model, for example random:llama-tiny (cprbench list models)."
+        )
     if choices is None:
         raise TrainingError(
             f"task {task.name!r} brings its own choices with every row, which a classification head cannot "

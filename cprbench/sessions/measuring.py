@@ -162,7 +162,8 @@ class Measuring:
         session, items = self._session, [self._items[i] for i in places]
         cache = ScoreCache(Path(session.job["scores"]), session.folder / "scores.jsonl")
         key = self._key(items, gradients=gradients, states=states)
-        if (stored := cache.get(key)) is not None:
+        # Joules of another run are not on this one's counter, so what has to be known as it goes is measured again.
+        if not session.ending.in_energy and (stored := cache.get(key)) is not None:
             seconds = session.counter.bill_again(stored[1])
             session.channel.seconds["select"] = session.channel.seconds.get("select", 0.0) + seconds
             return stored[0]
@@ -246,7 +247,7 @@ class Measuring:
             session.recipe,
             float(session.recipe.learning_rate or 0.0),
             session.after_step("select", "method"),
-            constant_rate=True,
+            scale=lambda step: 1.0,
         )
 
     def afford(self, order: Sequence[int], flops: float) -> int:

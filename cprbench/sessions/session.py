@@ -8,7 +8,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -31,9 +31,10 @@ from cprbench.meters import hardware
 from cprbench.meters.flops import Trained, Trains
 from cprbench.sessions.channel import TRAINS, Channel
 from cprbench.sessions.counting import Counter
+from cprbench.sessions.ending import Ending
 from cprbench.sessions.inspection import folder_of, labels_of
 from cprbench.sessions.measuring import Measuring
-from cprbench.spec import BILLED_PHASES, Phase, RunSpec, TaskSpec, stream_seed
+from cprbench.spec import Phase, RunSpec, TaskSpec, billed_phases, stream_seed
 
 
 def work(job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
@@ -53,7 +54,10 @@ class Session:
         self.folder = Path(job["folder"])
         self.steps_done = 0
         self.seen: list[list[Item]] = []  # batches that were trained on while choosing
-        self.steps: int | None = None  # of the whole run; None while only its selection can tell
+        self.steps: int | None = None  # of the whole run; None while only its selection or a budget can tell
+        self.steps_chosen = 0  # of them, taken while choosing
+        self.billed = billed_phases(self.spec.stop)
+        self.ending = Ending(self)
 
     def run(self) -> dict[str, Any]:
         """Return what the record keeps of this run besides its costs."""
@@ -73,7 +77,9 @@ class Session:
         engine = self.engine  # one answer for all processes, or they would count differently
         self.room = engine.first(lambda: Room.here(engine.device, self.folder, engine.processes))
         new_head = bool(self.loaded.partition.new_head)
-        self.counter = Counter(self._file("work.jsonl"), spec.model, labels, self.job["attempt"], new_head=new_head)
+        self.counter = Counter(
+            self._file("work.jsonl"), spec.model, labels, self.job["attempt"], new_head=new_head, billed=self.billed
+        )
         salt = self.task.name
         chosen = data.sample_by_label(dataset.train, recipe.max_examples, f"{salt}/train")
         if not chosen:
@@ -94,7 +100,7 @@ class Session:
         settings = unpinned("selection", spec.selection.settings, files["selection"])
         selection = build_selection(spec.selection.name, settings)
         kept = selection.kept(len(chosen))
-        self.steps = None if kept is None else self._steps_on(kept)
+        self.steps = None if kept is None or spec.budget is not None else self._steps_on(kept)
         measuring = Measuring(self, chosen, self.items)
         with channel.phase("select") if method.chooses or selection.chooses else nullcontext():
             prepared = method.prepare(self.loaded, measuring.context())
@@ -105,26 +111,30 @@ class Session:
             self.batches = self._batches(selected, measuring)
         id_of = {id(item): example.id for item, example in zip(self.items, chosen, strict=True)}
         chosen = tuple(chosen[i] for i in selected.places)
-        rest = self.batches[self.steps_done :]
-        trained_on = [[id_of[id(item)] for item in batch] for batch in (*self.seen, *rest)]
-        batches_sha256 = hashlib.sha256("\n".join(map(" ".join, trained_on)).encode()).hexdigest()
+        self.steps_chosen = self.steps_done
+        planned = self.batches[self.steps_chosen :]
+        rest = planned if self.ending.metered is None else self.ending.batches(selected.places)
         # Processes that share a batch draw dropout of their own, or they would all drop alike.
         _seed_everything(stream_seed(spec.seed, "dropout" + f" {self.engine.rank}" * (self.engine.rank > 0)))
         with channel.phase("train"):
-            cache = self.cache_of(rest)
+            cache = self.cache_of(planned)
             if recipe.compile:
                 self.loaded.model.base_model.compile(dynamic=True)  # type: ignore[union-attr]
             optimizer_bytes = training.train(
                 self.loaded,
                 self.objective,
                 self.engine,
-                rest,
+                self._noted(rest),
                 recipe,
                 float(recipe.learning_rate or 0.0),
                 self.after_step("train", "method"),
+                scale=self.ending.scale,
                 cache=cache,
                 folder=self.folder,
             )
+        ended = self.ending.told()
+        trained_on = [[id_of[id(item)] for item in batch] for batch in self.seen]
+        batches_sha256 = hashlib.sha256("\n".join(map(" ".join, trained_on)).encode()).hexdigest()
         final = None if is_search else self._score_test("predictions.jsonl", adapted=True)
         trained = {n: p for n, p in self.loaded.model.named_parameters() if p.requires_grad}
         heads = set(self.loaded.partition.new_head)
@@ -152,12 +162,13 @@ class Session:
                 **_apart(selected.notes),
                 "precision": self.engine.precision,
                 "float32_products": float32_products(),
-                "steps": len(self.batches),
-                "warmup_steps_of_head": self.steps_done - len(rest),
+                "steps": self.steps_done,
+                "warmup_steps_of_head": self.steps_chosen,
                 "examples_trained_on": len({i for batch in trained_on for i in batch}),
                 "truncated_examples": sum(i.truncated for i in (*self.items, *self.test_items)),
                 "labels": labels,
                 "prefix_cache": cache.told(),
+                **ended,
                 **({"processes": self.engine.processes} if self.engine.processes > 1 else {}),
             },
             "device": str(self.engine.device.type),
@@ -178,8 +189,6 @@ class Session:
 
     def afford_steps(self, steps: int, what: str) -> None:
         """Raise TrainingError where so many more steps leave none to train."""
-        if self.steps == 0:
-            raise TrainingError("selection.flops pays for no step after what choosing costs. Raise it.")
         if self.steps is not None and self.steps_done + steps >= self.steps:
             raise TrainingError(
                 f"the run has {self.steps} steps and {what} takes {self.steps_done + steps} of them, so none is left "
@@ -193,10 +202,13 @@ class Session:
 
     def _batches(self, selected: Selected, measuring: Measuring) -> list[list[Item]]:
         """Return all batches of the run; `rest` of them are trained after what the choice has used up."""
+        if self.ending.metered is not None:  # the first epochs, from which the cache is planned
+            return self.planned(selected.places, max(2, self.recipe.epochs))
         batches = self.planned(selected.places)
-        if selected.flops is not None:
+        limit = self.ending.flops or selected.flops
+        if limit is not None:
             self.must_count()
-            epochs, left = self.recipe.epochs, selected.flops - self.billed_flops()
+            epochs, left = self.recipe.epochs, limit - self.billed_flops()
             while measuring.cost(batches[self.steps_done :]) < left:
                 epochs *= 2
                 batches = self.planned(selected.places, epochs)
@@ -205,10 +217,22 @@ class Session:
                 middle = (low + high + 1) // 2
                 fits = measuring.cost(batches[self.steps_done : middle]) <= left
                 low, high = (middle, high) if fits else (low, middle - 1)
+            if low == self.steps_done:
+                least = self.billed_flops() + measuring.cost(batches[low : low + 1])
+                raise TrainingError(
+                    f"{limit:g} FLOPs pay for no step: choosing and one step take {least}, which is the least. Raise "
+                    "the budget, or selection.flops."
+                )
             batches = batches[:low]
         self.steps = len(batches)
         self.afford_steps(0, "choosing")
         return batches
+
+    def _noted(self, batches: Iterable[list[Item]]) -> Iterator[list[Item]]:
+        """Yield batches as they are trained on: a run may end before it has seen them all."""
+        for batch in batches:
+            self.seen.append(batch)
+            yield batch
 
     # --- phases -------------------------------------------------------------------------------------
 
@@ -216,28 +240,33 @@ class Session:
 
     def after_step(self, phase: Phase, trains: Trains) -> training.AfterStep:
         """Return what is done after every step of a phase: counting, history, validation, telling the parent."""
-        grid, steps = self.recipe.validations, self.steps or 0
-        validated = {math.ceil(steps * (i + 1) / grid) for i in range(grid)} | {steps}
 
-        def after_step(step: int, loss: float, works: Sequence[Work]) -> None:
+        def after_step(step: int, loss: float, works: Sequence[Work]) -> bool:
             for work in works:
                 self.counter.enter(phase, trains, work)
             self.steps_done += 1
-            row: dict[str, Any] = {
-                "step": self.steps_done,
-                "phase": phase,
-                "t": time.monotonic(),
-                "seconds": round(self.channel.billed_seconds(BILLED_PHASES), 6),
-                "loss": loss,
-                "flops": self.counter.spent.total,
-            }
-            if self.held_out_items and self.steps_done in validated:
+            validates = self.ending.validates() if phase == "train" else self.validates()
+            row: dict[str, Any] = {"step": self.steps_done, "phase": phase, "loss": loss, **self._so_far()}
+            if self.held_out_items and validates:
                 row["validation"] = self._validate()
+                if "validate" in self.billed:
+                    row |= self._so_far()
             self.history.write(json.dumps(row) + "\n")
-            of = self.steps or self._steps_on(len(self.items))  # while nobody knows, as many as all data take
+            # While nobody knows, as many as all data take.
+            of = self.ending.expected or self.steps or self._steps_on(len(self.items))
             self.channel.send("step", step=self.steps_done, of=of, loss=loss, **self.channel.allocated())
+            return phase == "train" and self.ending.ends(row)
 
         return after_step
+
+    def validates(self) -> bool:
+        """Return whether the step that was just taken is on the grid of validations: even, and the last step."""
+        grid, steps = self.recipe.validations, self.steps or 0
+        return self.steps_done in {math.ceil(steps * (i + 1) / grid) for i in range(grid)} | {steps}
+
+    def _so_far(self) -> dict[str, Any]:
+        seconds = round(self.channel.billed_seconds(self.billed), 6)
+        return {"t": time.monotonic(), "seconds": seconds, "flops": self.counter.spent.total}
 
     def _validate(self) -> dict[str, float]:
         with self.channel.phase("validate"):
@@ -267,7 +296,7 @@ class Session:
             for work in done:
                 self.counter.enter(phase, trains, work)
         by_place = dict(found)
-        return [scoring.predict(examples[i], by_place[i]) for i in range(len(items))]
+        return [scoring.predict(examples[i], by_place[i], item.bytes) for i, item in enumerate(items)]
 
     # --- accounts -----------------------------------------------------------------------------------
 

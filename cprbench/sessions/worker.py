@@ -24,6 +24,7 @@ _NEVER_TRIM = 2**31 - 1
 #: kind of job -> the module whose `work(job, channel)` does it and returns its result.
 JOBS = {
     "run": "cprbench.sessions.session",
+    "snapshots": "cprbench.surveys.snapshots",
     "inspect": "cprbench.sessions.inspection",
     "rates": "cprbench.sessions.rates",
     "blueprint": "cprbench.surveys.survey",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,8 +17,11 @@ from cprbench.adapt.gradients import privacy
 from cprbench.adapt.gradients.measure import Measured
 from cprbench.adapt.models import LoadedModel
 from cprbench.adapt.objectives import Item, Objective
+from cprbench.adapt.random_models import PREFIX, tokenizer_sha256
 from cprbench.blueprint import concentration, picking
 from cprbench.spec import TrainingSpec, stream_seed
+
+_NO_COST = "what a step costs by how much trains was not measured"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Domain:
         """Return the median over batches."""
         return median(row[cell] for row in self.rows)
 
+    def holding(self, measured: Measured) -> Domain:
+        """Return this domain with what was measured of it."""
+        means = dict(zip(self.loaded.partition.sizes, measured.example_norms.mean(0).tolist(), strict=True))
+        return replace(self, rows=measured.batch_norms, example_norm=means, measured=measured)
+
 
 @dataclass(frozen=True)
 class Composer:
@@ -53,8 +60,11 @@ class Composer:
     warmup_steps: int
     precision: str
 
-    def file(self, costs: list[dict[str, Any]], steps: dict[str, Any]) -> dict[str, Any]:
-        """Return the file's JSON. `costs`: resource -> (k, cost) points of eq. 10; `steps`: the parts of a step."""
+    def file(self, costs: list[dict[str, Any]], steps: dict[str, Any] | None) -> dict[str, Any]:
+        """Return the file's JSON. `costs`: resource -> (k, cost) points of eq. 10; `steps`: the parts of a step.
+
+        Without them it has no k_star, and says why.
+        """
         checkpoint, domains, reference = self.checkpoint, self.domains, self.reference
         partition = reference.loaded.partition
         norms = {cell: reference.norm(cell) for cell in partition.sizes}
@@ -63,7 +73,8 @@ class Composer:
             _finish_cost(cost, overall, partition.total)
         # The first resource whose cost is a line in k, so that eq. 15 applies at all; memory is held, not spent.
         order = [cost for name in ("flops", "seconds") for cost in costs if cost["resource"] == name]
-        chosen = next((c for c in order if (c["r_squared"] or 0) >= concentration.POOR_FIT), order[0])
+        poor = order[0] if order else {"k_star": None, "why": _NO_COST}
+        chosen = next((c for c in order if (c["r_squared"] or 0) >= concentration.POOR_FIT), poor)
         shares = {domain.tag: _shares(domain) for domain in domains}
         linears = models.linear_modules(reference.loaded)
         layers = [self._layer(cell, shares, linears.get(cell, []), chosen) for cell in partition.sizes]
@@ -80,7 +91,7 @@ class Composer:
                 "weights_sha256": checkpoint.weights_sha256,
                 "parameters": partition.total,
                 "kind": checkpoint.kind,
-                "tokenizer_sha256": _tokenizer_sha256(checkpoint.folder),
+                "tokenizer_sha256": tokenizer_sha256(checkpoint.folder),
             },
             "measurement": {
                 "loss": "mean over a batch of each example's NLL of its answer",
@@ -214,6 +225,8 @@ def _optimum(
         return None, f"the curve is no power of the share (R^2 {told}, wanted {concentration.POOR_FIT})", None
     if not 0 < gamma_fit < 1:
         return None, f"the fitted exponent {gamma_fit:.2f} is outside (0, 1), which eq. 15 needs", None
+    if "r_squared" not in cost:
+        return None, _NO_COST, None
     line = cost["r_squared"]
     if line is not None and line < concentration.POOR_FIT:
         return (
@@ -238,21 +251,5 @@ def _finish_cost(cost: dict[str, Any], overall: Mapping[str, Any], total: int) -
 
 def _public(source: str) -> str:
     """Return a model's source without the folders of this machine."""
-    return Path(source).name if Path(source).exists() else source
-
-
-def _tokenizer_sha256(folder: Path) -> str:
-    """Return the hash of the files that say how text becomes ids, by name and content."""
-    names = (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "vocab.txt",
-        "vocab.json",
-        "merges.txt",
-        "special_tokens_map.json",
-    )
-    digest = hashlib.sha256()
-    for name in names:
-        if (folder / name).exists():
-            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
-    return digest.hexdigest()
+    name = Path(source.removeprefix(PREFIX))
+    return PREFIX * source.startswith(PREFIX) + name.name if name.exists() else source

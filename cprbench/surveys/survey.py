@@ -85,35 +85,10 @@ class Survey:
         loaded.model.to(self.engine.device)
         objective = objectives.objective_for(loaded)
         recipe = training_for(task, {}, "blueprint")
-        wanted = job["batches"] * job["batch_size"]
-        split = "validation" if len(dataset.validation) >= wanted else "train"
-        pool = dataset.validation if split == "validation" else dataset.train
-        if job["noise_multiplier"]:
-            parts = by_own_hash(pool, wanted, job["batches"], f"{task.name}/blueprint")
-        else:
-            chosen = list(data.sample_by_label(pool, min(wanted, len(pool)), f"{task.name}/blueprint"))
-            random.Random(stream_seed(seed, "probe")).shuffle(chosen)
-            starts = range(0, len(chosen) - job["batch_size"] + 1, job["batch_size"])  # batches of one size compare
-            parts = [chosen[start : start + job["batch_size"]] for start in starts]
-        if len(parts) < 2:
-            raise TrainingError(
-                f"{task.name}: {len(pool)} examples are fewer than two batches of {job['batch_size']}. "
-                "Lower --batch-size."
-            )
-        batches = [objectives.tokenize(loaded, part, recipe.max_tokens) for part in parts]
+        domain = domain_of(entry["tag"], task, dataset, loaded, objective, recipe, job, seed)
         if self._warmup_steps(loaded):
             self._warm(loaded, objective, dataset.train, recipe, seed)
-        info = {
-            "tag": entry["tag"],
-            "task": task.name,
-            "version": task.version,
-            "data_sha256": dataset.sha256,
-            "split": split,
-            "examples": sum(len(batch) for batch in batches),
-            "batches": len(batches),
-            "max_tokens": recipe.max_tokens,
-        }
-        return Domain(entry["tag"], loaded, objective, recipe, batches, len(pool), info, [], {}, None)
+        return domain
 
     def _measured(self, domain: Domain) -> Domain:
         """Return a domain with its norms, taken in one pass per batch, or two under noise."""
@@ -139,9 +114,7 @@ class Survey:
                 seed=seed,
             )
             return replace(domain, rows=rows, example_norm=means)
-        measured = measure(*setting, seed=stream_seed(0, f"draws/{domain.tag}"))
-        means = dict(zip(loaded.partition.sizes, measured.example_norms.mean(0).tolist(), strict=True))
-        return replace(domain, rows=measured.batch_norms, example_norm=means, measured=measured)
+        return domain.holding(measure(*setting, seed=stream_seed(0, f"draws/{domain.tag}")))
 
     def _audit(self, checkpoint: Checkpoint) -> dict[str, Any]:
         with self.channel.phase("select"):
@@ -215,6 +188,49 @@ class Survey:
             {"resource": name, "source": source, "points": list(zip(shares, found, strict=True))}
             for name, source, found in points
         ], steps
+
+
+def domain_of(
+    tag: str,
+    task: TaskSpec,
+    dataset: data.Dataset,
+    loaded: LoadedModel,
+    objective: Objective,
+    recipe: TrainingSpec,
+    job: Mapping[str, Any],
+    seed: int,
+) -> Domain:
+    """Return a domain with its batches drawn from the validation split, or from train where that is too small.
+
+    `job`: batches, batch_size, noise_multiplier. Raises TrainingError for fewer examples than two batches.
+    """
+    wanted, size = job["batches"] * job["batch_size"], job["batch_size"]
+    split = "validation" if len(dataset.validation) >= wanted else "train"
+    pool = dataset.validation if split == "validation" else dataset.train
+    if job["noise_multiplier"]:
+        parts = by_own_hash(pool, wanted, job["batches"], f"{task.name}/blueprint")
+    else:
+        chosen = list(data.sample_by_label(pool, min(wanted, len(pool)), f"{task.name}/blueprint"))
+        random.Random(stream_seed(seed, "probe")).shuffle(chosen)
+        starts = range(0, len(chosen) - size + 1, size)  # batches of one size compare
+        parts = [chosen[start : start + size] for start in starts]
+    if len(parts) < 2:
+        raise TrainingError(
+            f"{task.name}: {len(pool)} examples are fewer than two batches of {size}. Lower --batch-size, or in a run "
+            "select.batch_size."
+        )
+    batches = [objectives.tokenize(loaded, part, recipe.max_tokens) for part in parts]
+    info = {
+        "tag": tag,
+        "task": task.name,
+        "version": task.version,
+        "data_sha256": dataset.sha256,
+        "split": split,
+        "examples": sum(len(batch) for batch in batches),
+        "batches": len(batches),
+        "max_tokens": recipe.max_tokens,
+    }
+    return Domain(tag, loaded, objective, recipe, batches, len(pool), info, [], {}, None)
 
 
 def by_own_hash(pool: Sequence[Any], wanted: int, batches: int, salt: str) -> list[list[Any]]:

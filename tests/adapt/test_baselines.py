@@ -18,7 +18,8 @@ from cprbench.adapt.checkpoints import resolve
 from cprbench.adapt.methods import Context, Target, build_method, method_class
 from cprbench.errors import MethodError
 from cprbench.meters.flops import Pass, Trained, count
-from cprbench.runs.planner import Inspected, arms_of, plan
+from cprbench.runs.arms import arms_of
+from cprbench.runs.planner import Inspected, plan
 from cprbench.runs.runner import _flops
 from cprbench.runs.store import load_run
 from cprbench.sessions.inspection import inspect

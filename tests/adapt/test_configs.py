@@ -10,7 +10,7 @@ from cprbench.adapt.checkpoints import resolve
 from cprbench.adapt.configs import config_of
 from cprbench.errors import CprbenchError, ModelError, OfflineError
 from tests.conftest import ROOT
-from tests.meters.test_parameters import LLAMA_7B
+from tests.plans.test_parameters import LLAMA_7B
 
 
 def test_a_config_is_found_by_its_file_its_folder_and_an_alias() -> None:

@@ -18,7 +18,8 @@ from cprbench.adapt.methods.partial_lora import PartialLora
 from cprbench.adapt.settings import label, settings_of
 from cprbench.errors import MethodError
 from cprbench.meters.flops import Pass, Trained, count
-from cprbench.runs.planner import arms_of, read_settings
+from cprbench.runs.arms import arms_of
+from cprbench.runs.set_words import read_settings
 from cprbench.spec import ArmSpec
 from tests.conftest import Arm
 

@@ -104,7 +104,8 @@ def test_no_predictions_and_unknown_metrics_are_refused() -> None:
 
 def test_psi_has_the_metrics_asked_for_and_no_other() -> None:
     assert psi([said("a", "a", 0.5)], ["nll", "accuracy"]) == {"nll": 0.5, "accuracy": 1.0}
-    assert set(psi([said("a", "a")], list(METRICS))) == {"accuracy", "macro_f1", "nll"}
+    of_choices = set(METRICS) - {"bits_per_byte"}
+    assert set(psi([said("a", "a")], sorted(of_choices))) == {"accuracy", "macro_f1", "nll"}
 
 
 @given(st.lists(st.floats(-50, 0), min_size=3, max_size=3), st.integers(0, 2))

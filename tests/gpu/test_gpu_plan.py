@@ -10,7 +10,7 @@ import torch
 
 from cprbench.adapt.configs import config_of
 from cprbench.plans.forecast import Machine, plan_model, questions_of
-from cprbench.runs.planner import arms_of
+from cprbench.runs.arms import arms_of
 from cprbench.spec import ArmSpec
 from cprbench.tasks import load_task, training_for
 from tests.conftest import SMALL, Arm

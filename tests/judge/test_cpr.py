@@ -84,14 +84,15 @@ def test_the_multiple_of_full_is_the_gain_over_full_s_gain_scaled_to_the_cost_in
     assert arm_of("full", *two_blocks()).multiple_of_full["flops"].value == pytest.approx(1)
 
 
-def test_a_gain_on_the_negative_log_likelihood_is_what_it_fell_by() -> None:
+@pytest.mark.parametrize("metric", ["nll", "bits_per_byte", "loss", "eval_loss", "perplexity"])
+def test_a_gain_on_what_falls_is_what_it_fell_by(metric: str) -> None:
     finals = {"head": 0.9, "full": 0.5, PARTIAL: 0.6}
-    records = [make_record(arm=arm, base=1.2, final=final, metric="nll") for arm, final in finals.items()]
-    assert group_of(*records).metric == "nll"
+    records = [make_record(arm=arm, base=1.2, final=final, metric=metric) for arm, final in finals.items()]
+    assert group_of(*records).metric == metric
     arm = arm_of(PARTIAL, *records)
     assert arm.gain.value == pytest.approx(0.3)
     assert arm.retained_gain.value == pytest.approx(0.75)
-    worse = [*records[:2], make_record(arm=PARTIAL, base=1.2, final=1.0, metric="nll")]
+    worse = [*records[:2], make_record(arm=PARTIAL, base=1.2, final=1.0, metric=metric)]
     assert arm_of(PARTIAL, *worse).gain.value == pytest.approx(-0.1)
     assert Figure.of(arm_of(PARTIAL, *worse).multiple_of_full["flops"]) == Figure(None, "n/e: gain_not_positive")
 
@@ -218,8 +219,9 @@ def test_suites_with_the_same_limits_and_recipe_share_a_group_since_a_stored_run
     assert [arm.retained_gain.value is None for arm in group.arms] == [True, True]  # head is missing
 
 
-def test_versions_of_one_suite_are_never_in_one_group() -> None:
-    named = [make_record(suite="quickstart", suite_version=version, run_id=str(version) * 16) for version in (1, 2)]
+def test_versions_of_one_suite_with_other_limits_are_never_in_one_group() -> None:
+    limits = {1: {"max_examples": 100}, 2: {"max_examples": 200}}
+    named = [make_record(suite="quickstart", suite_version=v, run_id=str(v) * 16, limits=limits[v]) for v in limits]
     assert len(compare(named)) == 2
 
 

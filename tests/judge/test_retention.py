@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cprbench.endings import BudgetSpec, StopSpec
 from cprbench.judge.cpr import compare
 from cprbench.judge.groups import Figure
 from cprbench.judge.retention import Agreement, Retention, Row, retention
@@ -338,6 +339,17 @@ def test_a_group_has_a_table_where_data_is_selected_or_k_is_swept() -> None:
     assert has_one(*plain, run("random-submodules k=0.15", 0.7, k=None, status="failed"))  # a baseline
     assert not has_one(*plain, run("random-submodules k=0.3", 0.7, k=None, status="failed"))
     assert not has_one(run("partial k=0.15", 0.7, spec={"selection": "external"}))
+
+
+@pytest.mark.parametrize("end", [{"budget": BudgetSpec(resource="flops", amount=1.0)}, {"stop": StopSpec()}])
+def test_what_ends_at_a_budget_or_by_the_stop_rule_is_no_cell(end: dict[str, Any]) -> None:
+    ended = [
+        r.model_copy(update={"arm": f"{r.arm} ends", "run_id": r.run_id[::-1], "spec": r.spec.model_copy(update=end)})
+        for r in [*sweep(), run("partial k=0.3", 0.7)]
+    ]
+    assert arms_of(*sweep(), *ended) == arms_of(*sweep())
+    assert not has_one(*references(), *ended)
+    assert table_of(*sweep(), *ended).rows == table_of(*sweep()).rows
 
 
 @given(st.permutations(range(10)))

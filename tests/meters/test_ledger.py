@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from cprbench.endings import StopSpec
 from cprbench.meters.carbon import CarbonFactors
 from cprbench.meters.flops import Flops
 from cprbench.meters.ledger import Account, account
 from cprbench.meters.trace import Sample, Trace
-from cprbench.spec import Reading
+from cprbench.spec import Reading, billed_phases
 
 Phases = Sequence[tuple[str, float, float]]
 #: setup 5 s, select 2 s, train 6 + 4 s around a validation of 1 s, score 2 s: 12 s are billed.
@@ -84,6 +85,14 @@ def test_seconds_are_those_of_the_windows_and_select_and_train_are_billed() -> N
     )
     assert one(found, "train", "seconds").value == pytest.approx(10)
     assert one(found, "billed", "seconds").value == pytest.approx(12)
+
+
+def test_a_run_that_acts_on_its_validations_bills_them() -> None:
+    found = on_cpu(trace_of(rss_bytes=constant(GB)), phases=billed_phases(StopSpec()))
+    assert (found.seconds["validate"], found.seconds["billed"]) == (1, pytest.approx(13))
+    assert (found.gamma.flops, found.gamma.device_hours) == (1150, pytest.approx(13 / 3600))
+    assert found.gamma.memory_gb_hours == pytest.approx(13 / 3600)
+    assert on_cpu(trace_of(), phases=billed_phases(None)).gamma.flops == 1100
 
 
 def test_a_phase_that_did_not_take_place_took_no_time_and_has_no_reading() -> None:

@@ -25,7 +25,7 @@ from cprbench.plans.footprint import (
     footprint,
 )
 from cprbench.plans.parameters import layout
-from tests.meters.test_parameters import LLAMA_7B
+from tests.plans.test_parameters import LLAMA_7B
 from tests.plans.tiny_models import CELLS, CONFIGS, ENCODERS, LABELS, kind_of, labels_of, live, loss_of, train
 from tests.test_flops import LINEARS
 

@@ -19,7 +19,7 @@ from cprbench.meters.flops import Pass, Trained, pass_flops
 from cprbench.plans.boards import BOARDS, board
 from cprbench.plans.forecast import Machine, Questions, document, frozen_state, plan_model, questions_of
 from cprbench.plans.parameters import layout
-from cprbench.runs.planner import arms_of
+from cprbench.runs.arms import arms_of
 from cprbench.spec import ArmSpec
 from cprbench.tasks import load_task, training_for
 from tests.plans.tiny_models import CONFIGS, kind_of
@@ -98,6 +98,15 @@ def test_a_set_that_only_the_run_can_choose_has_a_worst_and_a_best_case(method: 
         assert found["trained_parameters"] == sum(SIZES[cell] for cell in worst.submodules)
     assert found["activation_bytes"] > found["best_case"]["activation_bytes"]
     assert found["flops"] > found["best_case"]["flops"]
+
+
+def test_every_token_of_a_text_is_predicted_and_its_logits_are_counted() -> None:
+    found = questions_of(load_task("kjv-verses"), data=None, offline=False)
+    assert (found.examples, found.labels, found.answer_tokens) == (26_570, None, None)
+    few, all_tokens = (row("llama", "full", found=replace(found, answer_tokens=n)) for n in (47, None))
+    trained = Trained(frozenset(layout(CONFIGS["llama"].to_dict(), "causal", None).sizes), new_head=False)
+    steps = 2 * [a_pass("method", 16, 26_570 // 16, 47, scored=16 * 47), a_pass("method", 10, 1, 47, scored=10 * 47)]
+    assert all_tokens["flops"] == few["flops"] == flops("llama", trained, *steps)
 
 
 def test_everything_with_the_input_tables_is_full_tuning_and_needs_no_measuring() -> None:

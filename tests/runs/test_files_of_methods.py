@@ -14,8 +14,10 @@ import transformers
 from cprbench.blueprint.files import sha256_of_file
 from cprbench.errors import MethodError, SpecError
 from cprbench.meters.flops import Pass, Trained, count
-from cprbench.runs.planner import Inspected, Planned, arms_of, plan, read_settings
+from cprbench.runs.arms import arms_of
+from cprbench.runs.planner import Inspected, Planned, plan
 from cprbench.runs.runner import Options, export, run
+from cprbench.runs.set_words import read_settings
 from cprbench.runs.store import load_run
 from cprbench.spec import ArmSpec, RunRecord, SuiteSpec
 from tests.conftest import SMALL, Arm

@@ -13,7 +13,9 @@ from cprbench.adapt.settings import settings_of
 from cprbench.cli.run import _suite
 from cprbench.errors import MethodError, SpecError, TrainingError
 from cprbench.meters.flops import sizes
-from cprbench.runs.planner import Arm, arms_of, plan, read_settings
+from cprbench.runs.arms import Arm, arms_of
+from cprbench.runs.planner import plan
+from cprbench.runs.set_words import read_settings
 from cprbench.spec import ArmSpec, SuiteSpec
 from cprbench.tasks import load_suite
 from tests.cli.test_cli import refused

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cprbench.errors import MethodError, SpecError, TrainingError
-from cprbench.runs.planner import arms_of, plan, plan_search, read_settings, run_id
+from cprbench.runs.arms import arms_of
+from cprbench.runs.planner import plan, plan_search, run_id
+from cprbench.runs.set_words import read_settings
 from cprbench.spec import ArmSpec, Search
 from tests.runs.test_planner import inspected, suite
 

@@ -9,7 +9,9 @@ import pytest
 from cprbench.adapt.methods import METHODS, build_method
 from cprbench.adapt.selection import build_selection
 from cprbench.errors import CprbenchError, MethodError, SpecError, TrainingError
-from cprbench.runs.planner import Arm, Inspected, Planned, arms_of, plan, plan_search, read_settings, run_id
+from cprbench.runs.arms import Arm, arms_of
+from cprbench.runs.planner import Inspected, Planned, plan, plan_search, run_id
+from cprbench.runs.set_words import read_settings
 from cprbench.schema import parse
 from cprbench.spec import ArmSpec, Limits, ModelRef, RunSpec, Search, SuiteSpec, TaskRef, TaskSpec, block_seed
 
@@ -159,48 +161,6 @@ def test_every_method_can_be_an_arm_with_its_defaults(name: str) -> None:
 
 
 # --- settings of the command line -------------------------------------------------------------------
-
-
-def test_settings_are_read_by_room_with_their_types() -> None:
-    pairs = ["partial.k=0.15,0.3", "partial.embed=true", "lora.r=8", "training.epochs=2", "select.batches=4"]
-    assert read_settings(pairs) == {
-        "partial": {"k": [0.15, 0.3], "embed": [True]},
-        "lora": {"r": [8]},
-        "training": {"epochs": [2], "select_batches": [4]},
-    }
-    assert read_settings(["training.max_examples=none", "training.attention=eager"]) == {
-        "training": {"max_examples": [None], "attention": ["eager"]}
-    }
-    assert read_settings([]) == {}
-
-
-@pytest.mark.parametrize(
-    ("pair", "message"),
-    [
-        ("k=0.1", "write ROOM.KEY=VALUE, for example --set partial.k=0.15."),
-        ("partial.k", "write ROOM.KEY=VALUE"),
-        ("partial.k=", "write ROOM.KEY=VALUE"),
-        ("partial.=1", "write ROOM.KEY=VALUE"),
-        ("=", "write ROOM.KEY=VALUE"),
-        ("", "write ROOM.KEY=VALUE"),
-        ("partail.k=0.1", "unknown room 'partail'. Did you mean 'partial'?"),
-        ("trainig.epochs=1", "unknown room 'trainig'. Did you mean 'training'?"),
-        ("training.epoch=1", "unknown setting training.epoch. Did you mean 'epochs'?"),
-        ("select.warmup=1", "unknown setting training.select_warmup. Did you mean 'select_warmup_steps'?"),
-        ("training.epochs=1,2", "the recipe is the same for all arms, so it takes one value."),
-        ("select.batches=1,2", "it takes one value."),
-    ],
-)
-def test_a_setting_that_cannot_be_is_refused_as_it_was_written(pair: str, message: str) -> None:
-    with pytest.raises(SpecError) as caught:
-        read_settings([pair])
-    assert str(caught.value).startswith(f"--set {pair!r}: ")
-    assert message in str(caught.value)
-
-
-def test_a_setting_that_is_given_twice_is_refused() -> None:
-    with pytest.raises(SpecError):
-        read_settings(["partial.k=0.1", "partial.k=0.2"])
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "0.1,nan"])

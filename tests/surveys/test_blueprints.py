@@ -189,14 +189,14 @@ def test_the_file_names_the_model_its_weights_and_its_tokenizer_by_hash(
 
 
 def test_the_tokenizers_hash_follows_its_files(llama: Blueprint, tiny_llama: Path) -> None:
-    from cprbench.surveys.composer import _tokenizer_sha256
+    from cprbench.adapt.random_models import tokenizer_sha256
 
     assert llama.model is not None
-    assert llama.model.tokenizer_sha256 == _tokenizer_sha256(tiny_llama)
+    assert llama.model.tokenizer_sha256 == tokenizer_sha256(tiny_llama)
     text = (tiny_llama / "tokenizer.json").read_text()
     try:
         (tiny_llama / "tokenizer.json").write_text(text + " ")
-        assert llama.model.tokenizer_sha256 != _tokenizer_sha256(tiny_llama)
+        assert llama.model.tokenizer_sha256 != tokenizer_sha256(tiny_llama)
     finally:
         (tiny_llama / "tokenizer.json").write_text(text)
 

@@ -76,13 +76,13 @@ def measure(
 
 
 def input_means(loaded: LoadedModel, items: Sequence[Item]) -> NDArray[Any]:
-    """Return the mean input embedding of every prompt, (items, width) float32: a look-up, no pass through the model."""
+    """Return the mean input embedding of what every example shows, (items, width) float32: a look-up, no pass."""
     table = loaded.model.get_input_embeddings().weight.detach()  # type: ignore[operator]
     found = []
     for start in range(0, len(items), 1024):
         part = items[start : start + 1024]
-        ids = torch.tensor([i for item in part for i in item.ids], device=table.device)
-        ends = torch.tensor([len(item.ids) for item in part]).cumsum(0)
+        ids = torch.tensor([i for item in part for i in item.shown], device=table.device)
+        ends = torch.tensor([len(item.shown) for item in part]).cumsum(0)
         starts = torch.cat([torch.zeros(1, dtype=ends.dtype), ends[:-1]]).to(table.device)
         found.append(torch.nn.functional.embedding_bag(ids, table, starts, mode="mean").float().cpu().numpy())
     return np.concatenate(found)

@@ -49,7 +49,7 @@ def warm_head(
     """Train the new head alone on `batches` at method head's declared rate: at a random head gradients say little."""
     loaded.train_only(())
     rate = method_class("head").learning_rates["encoder"]
-    train(loaded, objective, engine, batches, recipe, rate, after_step, constant_rate=True)
+    train(loaded, objective, engine, batches, recipe, rate, after_step, scale=lambda step: 1.0)
 
 
 def warm_head_on_sample(

@@ -1,0 +1,69 @@
+"""--budget and --set stop.…: which arms of a command they are for, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cprbench.cli.run import _DECAY, _suite
+from cprbench.errors import SpecError
+from cprbench.runs.arms import arms_of
+from cprbench.runs.set_words import read_settings
+from tests.cli.test_cli import cprbench
+
+
+def labels(*pairs: str, budgets: tuple[str, ...] = (), what: str = "movie-snippets", **words: str) -> list[str]:
+    given: dict[str, Any] = {"model": "minilm", "method": "head,full,lora", "selection": "", "blocks": 1, **words}
+    return [arm.label for arm in arms_of(_suite([what], **given, settings=read_settings(pairs), budgets=budgets).arm)]
+
+
+def test_a_budget_and_a_rule_are_for_every_arm_but_the_reference() -> None:
+    assert labels(budgets=("flops=1e12",)) == ["head", "full budget=flops=1e+12", "lora budget=flops=1e+12"]
+    assert labels("stop.eta=0.2x", "stop.patience=3") == [
+        "head",
+        "full stop=0.2x patience=3",
+        "lora stop=0.2x patience=3",
+    ]
+
+
+def test_the_arm_whose_bill_a_budget_is_a_share_of_has_none() -> None:
+    assert labels(budgets=("0.5x full", "1x full")) == ["head", "full", "lora budget=0.5x full", "lora budget=1x full"]
+    chosen = labels(budgets=("1x full",), method="full", selection="all,influence")
+    assert chosen == ["full", "full selection=influence q=0.3 budget=1x full"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "budgets", "message"),
+    [
+        (["stop.ata=1"], (), "unknown setting stop.ata. Did you mean 'eta'"),
+        (["stop.eta=0.1x,0.2x"], (), "it takes one value"),
+        (["stop.window=0"], (), "stop.window: .*greater than or equal to 1"),
+        ([], ("1e12",), "write RESOURCE=AMOUNT or SHAREx ARM"),
+        ([], ("seconds=5",), "'flops', 'device_hours' or 'energy_kwh'"),
+        ([], ("1x ful",), "no arm 'ful' that ends by itself. Known: head"),
+    ],
+)
+def test_words_that_mean_nothing_are_refused(pairs: list[str], budgets: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        labels(*pairs, budgets=budgets, method="head,full")
+
+
+def test_a_suite_names_its_own_endings() -> None:
+    suite = {"model": "", "method": "", "what": "quickstart"}
+    with pytest.raises(SpecError, match="leave out --budget"):
+        labels(budgets=("flops=1",), **suite)
+    with pytest.raises(SpecError, match="leave out --set stop"):
+        labels("stop.eta=0.1x", **suite)
+
+
+def test_a_rule_under_a_decaying_schedule_is_warned_of(tmp_path: Path, tiny_llama: Path) -> None:
+    small = {"max_examples": 16, "eval_items": 8, "epochs": 1, "batch_size": 8, "validation_items": 8, "validations": 2}
+    rule = {"stop.eta": "1e9", "stop.window": 1, "stop.patience": 1}
+    sets = [f"--set={key}={value}" for key, value in {**{f"training.{k}": v for k, v in small.items()}, **rule}.items()]
+    words = ["run", "movie-snippets", "--model", str(tiny_llama), "--method", "full", "--blocks", "1", *sets]
+    decaying = cprbench(*words, "--out", str(tmp_path / "linear"))
+    assert decaying.returncode == 0 and _DECAY in decaying.stderr
+    steady = cprbench(*words, "--set=training.schedule=constant", "--out", str(tmp_path / "constant"))
+    assert steady.returncode == 0 and "warning" not in steady.stderr
