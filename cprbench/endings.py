@@ -14,13 +14,20 @@ from cprbench.schema import Frozen
 #: What can be spent, under its name in gamma; flops are counted ahead, the others are metered as they go.
 Resource = Literal["flops", "device_hours", "energy_kwh"]
 _Positive = Annotated[float, Field(gt=0)]
+#: A whole number stays one: FLOPs may have more digits than a float.
+_Amount = Annotated[int | float, Field(gt=0)]
+
+
+def _short(number: float | None) -> str:
+    """Return a number in six digits, or in as many as tell it from others."""
+    return f"{number:g}" if float(f"{number:g}") == number else f"{number:.12g}"
 
 
 class StopSpec(Frozen):
     """The stop rule of an arm (paper section 3): DeltaPsi / DeltaGamma over a window stays below eta."""
 
     #: psi per unit of the resource, or a share of the largest ratio so far: "0.1x"
-    eta: Annotated[str, BeforeValidator(lambda v: f"{v:g}" if type(v) in (int, float) else v)] = "0.1x"
+    eta: Annotated[str, BeforeValidator(lambda v: repr(v) if type(v) in (int, float) else v)] = "0.1x"
     window: Annotated[int, Field(ge=1)] = 3  # validations
     patience: Annotated[int, Field(ge=1)] = 2  # successive checks below eta
     resource: Resource = "flops"
@@ -40,7 +47,7 @@ class BudgetSpec(Frozen):
     """
 
     resource: Resource
-    amount: _Positive | None = None
+    amount: _Amount | None = None
     share: _Positive | None = None
     of: Annotated[str, Field(min_length=1)] | None = None  # the other arm's label
 
@@ -48,8 +55,10 @@ class BudgetSpec(Frozen):
     @classmethod
     def _read(cls, given: Any) -> Any:
         """Take the form in which people write it: flops=1e12, 0.5x full, device_hours=0.5x full."""
+        if isinstance(given, dict):
+            return {"resource": "flops", **given} if "share" in given else given
         if not isinstance(given, str):
-            return given
+            raise ValueError("write RESOURCE=AMOUNT or SHAREx ARM, for example flops=1e12 or 0.5x full")
         head, equals, tail = given.partition("=")
         # "0.5x partial k=0.15" has its equals sign in the arm's name.
         resource, rest = (head, tail) if equals and head.isidentifier() else ("flops", given)
@@ -73,9 +82,9 @@ class BudgetSpec(Frozen):
     def label(self) -> str:
         """What an arm's name says of it: "budget=0.5x full", "budget=flops=1e+12"."""
         if self.share is None:
-            return f"budget={self.resource}={self.amount:g}"
+            return f"budget={self.resource}={_short(self.amount)}"
         named = "" if self.resource == "flops" else f"{self.resource}="
-        return f"budget={named}{self.share:g}x {self.of}"
+        return f"budget={named}{_short(self.share)}x {self.of}"
 
 
 def _listed(given: Any) -> Any:

@@ -70,7 +70,14 @@ def load(
     unpacked = empty_partition(checkpoint, labels) if four_bit else None
     if unpacked is not None:
         options |= packing.options(sorted({name.rpartition(".")[0] for name in unpacked.new_head}))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.folder)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.folder)
+    except (ImportError, OSError, ValueError) as error:
+        raise ModelError(
+            f"{checkpoint.source}: transformers cannot read the tokenizer in {checkpoint.folder}: {error} A "
+            "sentencepiece model without tokenizer.json takes the packages sentencepiece and protobuf, and the name "
+            "that its architecture expects; or save it as tokenizer.json."
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if checkpoint.drawn:

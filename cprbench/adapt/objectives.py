@@ -205,8 +205,8 @@ def objective_for(loaded: LoadedModel) -> Objective:
 def tokenize(loaded: LoadedModel, examples: Sequence[Example], max_tokens: int) -> list[Item]:
     """Return examples as items of at most `max_tokens` tokens; too long prompts lose the end of their head.
 
-    The tail of a prompt ("\\nAnswer:") is never cut. Raises DataError when tail and choices alone do not fit, and
-    ModelError for a tokenizer that cannot spell a text.
+    The tail of a prompt ("\\nAnswer:") is never cut. Raises DataError when tail and choices alone do not fit or no
+    character of a text does, and ModelError for a tokenizer that cannot spell a text.
     """
     if not examples:
         return []
@@ -225,18 +225,30 @@ def tokenize(loaded: LoadedModel, examples: Sequence[Example], max_tokens: int) 
 def _text(tokenizer: Any, example: Example, max_tokens: int) -> Item:
     """Return a text as an item, cut behind a whole character; only bytes that its tokens spell are counted."""
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    ids = tokenizer(example.head, add_special_tokens=False)["input_ids"]
-    keep = min(len(ids), max_tokens - 1)
-    told = tokenizer.decode(ids[:keep], clean_up_tokenization_spaces=False)
-    while told.endswith("\ufffd") and not example.head.startswith(told):  # what part of a character reads as
-        keep -= 1
-        told = tokenizer.decode(ids[:keep], clean_up_tokenization_spaces=False)
-    if start is None or not told or not example.head.startswith(told) or (keep == len(ids) and told != example.head):
+    head = example.head
+    # A text may spell the word of a special token; it is text all the same.
+    ids = tokenizer(head, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def told(part: Sequence[int]) -> str:
+        text: str = tokenizer.decode(part, clean_up_tokenization_spaces=False)
+        return text
+
+    if start is None or told(ids) != head:
         raise ModelError(
             f"the tokenizer cannot spell text {example.id!r} or has no token to start it: its tokens read "
-            f"{tokenizer.decode(ids)!r:.80}. Bits per byte need one that loses nothing: use a byte-level tokenizer."
+            f"{told(ids)!r:.80}. Bits per byte need one that loses nothing: use a byte-level tokenizer."
         )
-    return Item((start,), (tuple(ids[:keep]),), 0, truncated=keep < len(ids), bytes=len(told.encode()))
+    keep = min(len(ids), max_tokens - 1)
+    # Both parts of a cut character read as U+FFFD, which a text may hold itself: so both sides of the cut are compared.
+    # Some tokenizers leave out the space before the first token they are shown.
+    while 0 < keep < len(ids) and head not in (told(ids[:keep]) + gap + told(ids[keep:]) for gap in ("", " ")):
+        keep -= 1
+    if keep < 1 or not told(ids[:keep]):
+        raise DataError(
+            f"text {example.id!r}: max_tokens = {max_tokens} leaves {max(0, max_tokens - 1)} tokens after the one that "
+            f"starts a text, too few for its first character {head[0]!r}. Raise training.max_tokens."
+        )
+    return Item((start,), (tuple(ids[:keep]),), 0, truncated=keep < len(ids), bytes=len(told(ids[:keep]).encode()))
 
 
 def _choice_tokens(loaded: LoadedModel, examples: Sequence[Example]) -> list[tuple[tuple[int, ...], ...]]:

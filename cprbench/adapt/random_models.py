@@ -36,7 +36,7 @@ _CONFIG: dict[str, Any] = {
     "eos_token_id": _TEXT_START,
     "pad_token_id": _TEXT_START,
 }
-#: Files that say how text becomes ids.
+#: Files that say how text becomes ids, as the tokenizers of transformers name them. The order is part of every hash.
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -44,6 +44,15 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer*.json",  # of versions of their own
+    "vocab*",
+    "*.model",  # of sentencepiece or tiktoken
+    "*.spm",
+    "*.tiktoken",
+    "*.codes",
+    "tekken.json",
+    "emoji.json",
 )
 
 
@@ -56,7 +65,7 @@ def folder_of(source: str) -> Path:
     if name in BUILT_IN:
         return _built_in(name)
     folder = Path(name)
-    if not any((folder / file).exists() for file in _TOKENIZER_FILES):
+    if not _tokenizer_files(folder):
         raise ModelError(
             f"unknown model {source!r}: neither built in nor a folder with a config.json and a tokenizer. "
             f"{did_you_mean(source, [PREFIX + known for known in BUILT_IN])}"
@@ -72,10 +81,14 @@ def identity(folder: Path) -> str:
 def tokenizer_sha256(folder: Path) -> str:
     """Return the hash of the files that say how text becomes ids, by name and content."""
     digest = hashlib.sha256()
-    for name in _TOKENIZER_FILES:
-        if (folder / name).exists():
-            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+    for file in _tokenizer_files(folder):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    found = (file for pattern in _TOKENIZER_FILES for file in sorted(folder.glob(pattern)) if file.is_file())
+    return list(dict.fromkeys(found))
 
 
 def _built_in(name: str) -> Path:

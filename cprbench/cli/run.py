@@ -14,7 +14,7 @@ from cprbench.errors import SpecError
 
 if TYPE_CHECKING:
     from cprbench.runs.planner import Planned
-    from cprbench.spec import SuiteSpec
+    from cprbench.spec import ArmSpec, SuiteSpec
 
 _DECAY = (
     "warning: a stop rule under training.schedule = linear is misled: the rate decays to its planned end, so returns "
@@ -137,11 +137,7 @@ def _suite(
         given += [f"--set {room}.…" for room in settings if room != "training"]
         if given:
             raise SpecError(f"{what[0]} names its own models and arms; leave out {', '.join(given)}.")
-        suite = load_suite(what[0])
-        changes: dict[str, Any] = {"blocks": blocks} if blocks else {}
-        if settings:  # another recipe is not this suite any more
-            changes["name"] = None
-        return suite.model_copy(update=changes)
+        return load_suite(what[0]).model_copy(update={"blocks": blocks} if blocks else {})
     if not model:
         raise SpecError("no model. Pass --model, for example --model minilm (see `cprbench list models`).")
     methods = [name for name in (method or "head,full,lora,partial").split(",") if name]
@@ -150,31 +146,42 @@ def _suite(
     if unused:
         raise SpecError(f"--set {unused[0]}.…: method {unused[0]!r} is not in --method {','.join(methods)}.")
     arms = [
-        ArmSpec(
-            method=name,
-            settings=dict(settings.get(named(name)[0], {})),
-            selection=chosen,
-            selection_settings=own,
-            **_ending(name, chosen, settings.get("stop", {}), budgets),
-        )
+        ArmSpec(method=name, settings=dict(settings.get(named(name)[0], {})), selection=chosen, selection_settings=own)
         for name in methods
         for chosen, own in _settings_by(selections, settings.get("selection", {})).items()
     ]
-    return SuiteSpec(tasks=what, models=[model], blocks=blocks or 3, arm=arms)
+    ended = _ended(arms, settings.get("stop", {}), budgets)
+    return SuiteSpec(tasks=what, models=[model], blocks=blocks or 3, arm=ended)
 
 
-def _ending(method: str, selection: str, stop: dict[str, list[Any]], budgets: Sequence[str]) -> dict[str, Any]:
-    """Return where an arm of the command ends, if not with the recipe. Method head, the reference, always does that."""
+def _ended(arms: Sequence[ArmSpec], stop: dict[str, list[Any]], budgets: Sequence[str]) -> list[ArmSpec]:
+    """Return the arms of a command with where they end, if not with the recipe.
+
+    Method head, the reference, always does that, and so does an arm of whose bill a budget is a share, beside its
+    twins with other budgets. Raises SpecError where no arm is left to end otherwise.
+    """
+    from cprbench.runs.arms import arms_of, single
     from cprbench.schema import parse
     from cprbench.spec import ArmSpec
 
-    given = {"stop": {key: values[0] for key, values in stop.items()} or None, "budget": budgets}
-    found = parse(ArmSpec, {"method": method, **given}, "--set stop, --budget")
-    if method == "head":
-        return {}
-    # The arm of whose bill a budget is a share bills what it bills.
-    others = [b for b in found.budget if b.of is None or (b.of, "all") != (method, selection)]
-    return {"stop": found.stop, "budget": others}
+    given = {"stop": {key: values[0] for key, values in stop.items()} or None, "budget": list(budgets)}
+    asked = parse(ArmSpec, {"method": "full", **given}, "--set stop, --budget")
+    if asked.stop is None and not asked.budget:
+        return list(arms)
+    found: list[ArmSpec] = []
+    leaders = {budget.of for budget in asked.budget}
+    for arm in single(arms):
+        (label,) = (made.label for made in arms_of([arm]))
+        own = tuple(budget for budget in asked.budget if budget.of != label) if arm.method != "head" else ()
+        if arm.method == "head" or label in leaders or (not own and asked.stop is None):
+            found.append(arm)
+        if arm.method != "head" and (own or asked.stop is not None):
+            found.append(arm.model_copy(update={"stop": asked.stop, "budget": own}))
+    if all(arm.stop is None and not arm.budget for arm in found):
+        raise SpecError(
+            "--budget or --set stop.… is for no arm here: head, and the arm of whose bill it is a share, are free."
+        )
+    return found
 
 
 def _settings_by(selections: list[str], given: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:

@@ -102,7 +102,9 @@ def _read(path: Path) -> tuple[Rows, str, list[str]]:
         path = path.parent
     if path.is_dir():
         run = load_run(path)
-        rows = [_flat(row, f"{path / HISTORY}, row {n}") for n, row in enumerate(run.lines(HISTORY), start=1)]
+        rows = [
+            found for n, row in enumerate(run.lines(HISTORY), 1) if (found := _flat(row, f"{path / HISTORY}, row {n}"))
+        ]
         recipe, warnings = run.record.spec.training, []
         if recipe is not None and recipe.schedule == "linear":
             warnings.append(_DECAYED)
@@ -114,14 +116,20 @@ def _read(path: Path) -> tuple[Rows, str, list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Give a CSV in UTF-8, a history.jsonl or a run.") from None
     if path.suffix == ".jsonl":
-        return [_flat(line, f"{path}, line {n}") for n, line in enumerate(text.split("\n"), 1) if line], "psi", []
+        lines = (_flat(line, f"{path}, line {n}") for n, line in enumerate(text.split("\n"), 1) if line)
+        return [found for found in lines if found], "psi", []
     return list(_csv(path, text)), "psi", []
 
 
-def _flat(row: Any, where: str) -> tuple[str, dict[str, Any]]:
-    """Return a history's row as columns: its own numbers, its validation scores, its running gamma."""
+def _flat(row: Any, where: str) -> tuple[str, dict[str, Any]] | None:
+    """Return a history's row as columns: its own numbers, its validation scores, its running gamma.
+
+    None for steps that choosing took: a loop asks its rule in phase train alone.
+    """
     try:
         row = json.loads(row) if isinstance(row, str) else row
+        if row.get("phase") == "select":
+            return None
         columns = {**(row.get("gamma") or {}), **(row.get("validation") or {}), **row}
         return f"step {row['step']}", {k: v for k, v in columns.items() if v is None or isinstance(v, int | float)}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -67,11 +67,20 @@ def arms_of(specs: Sequence[ArmSpec]) -> list[Arm]:
                 baselines |= {baseline.label: baseline for baseline in found}
     for arm in arms.values():
         if arm.follows is not None and (arm.follows not in arms or arms[arm.follows].follows is not None):
-            free = [name for name, other in arms.items() if other.follows is None]
-            raise SpecError(
-                f"arm {arm.label!r}: no arm {arm.follows!r} that ends by itself. {did_you_mean(arm.follows, free)}"
-            )
+            free = [name for name, other in arms.items() if other.budget is None]
+            hint = did_you_mean(arm.follows, free) if free else "None does: list it without a budget."
+            raise SpecError(f"arm {arm.label!r}: no arm {arm.follows!r} that ends by itself. {hint}")
     return list((arms | {name: arm for name, arm in baselines.items() if name not in arms}).values())
+
+
+def single(specs: Sequence[ArmSpec]) -> list[ArmSpec]:
+    """Return arms without lists of settings: one spec for each of their combinations."""
+    return [
+        spec.model_copy(update={"settings": settings, "selection_settings": chosen})
+        for spec in specs
+        for settings in _combined(spec.settings)
+        for chosen in _combined(spec.selection_settings)
+    ]
 
 
 def _check_ending(arm: Arm, spec: ArmSpec) -> None:
@@ -88,6 +97,11 @@ def _check_ending(arm: Arm, spec: ArmSpec) -> None:
     if arm.snapshots and arm.budget is not None and arm.budget.resource != "flops":
         raise SpecError(
             f"arm {arm.label!r}: nobody knows its steps beforehand, so no shares of them. Leave snapshots out."
+        )
+    if arm.snapshots and arm.stop is not None:
+        raise SpecError(
+            f"arm {arm.label!r}: snapshots are at shares of its planned steps, and a stop rule may end it before them. "
+            "Leave one out."
         )
     if len(given) > 1:
         raise SpecError(f"arm {arm.label!r}: {' and '.join(given)} both say where it ends. Leave one out.")

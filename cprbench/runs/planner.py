@@ -210,8 +210,9 @@ def _planned(
         budget=arm.budget,
         snapshots=() if role == "search" else arm.snapshots,
     )
-    # Limits rank only where a named suite version fixes them (DESIGN rule 6).
-    role = role or ("smoke" if own or (limits and suite.name is None) else "run")
+    # Limits rank only where a named suite version fixes them (DESIGN rule 6); with another recipe it is a trial of it.
+    changed = own or (limits if suite.name is None else settings)
+    role = role or ("smoke" if changed else "run")
     in_force = {k: v for k, v in (("max_examples", recipe.max_examples), ("eval_items", recipe.eval_items)) if v}
     named = suite.name is not None
     return Planned(
@@ -246,6 +247,9 @@ def _check_steps(found: Inspected, arm: Arm, recipe: TrainingSpec) -> None:
         )
     if arm.stop is not None:
         checks = recipe.validations if found.counts["validation"] else 0
+        if steps is not None and checks:  # on the grid of the session, without what is validated while choosing
+            grid = {math.ceil(steps * (i + 1) / checks) for i in range(checks)}
+            checks = sum(step > before for step in grid)
         if checks < (least := arm.stop.window + arm.stop.patience):
             raise TrainingError(
                 f"the stop rule is asked at validations, {checks} here, and says nothing before the {least}th. "

@@ -19,6 +19,7 @@ from cprbench.meters.ledger import account
 from cprbench.meters.trace import Trace
 from cprbench.runs import planner, store
 from cprbench.runs.arms import arms_of
+from cprbench.runs.bills import last_bill
 from cprbench.runs.child import LOG, Outcome, run_child
 from cprbench.runs.metering import Bench, MeterOptions, environment_of, open_bench
 from cprbench.runs.planner import Inspected, Planned
@@ -117,7 +118,7 @@ def run(
         place = (planned.spec.task.name, planned.spec.model.source, planned.block)
         if planned.follows is not None:
             bill = bills[*place, planned.follows]
-            amount: float | None = getattr(bill.gamma, planned.meets)
+            amount = last_bill(bill, planned.meets)
             if amount is None or bill.status != "ok":
                 why = bill.status if bill.status != "ok" else f"its {planned.meets} were not measured"
                 skipped[f"{planned.arm}, block {planned.block}"] = f"{planned.follows} has no bill to meet: {why}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cprbench.adapt.objectives import Item
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: A step is taken where the dearest of so many before it would still fit.
 _RECENT = 10
+#: A budget that pays for more epochs is a mistake, or a question for another recipe.
+MOST_EPOCHS = 1000
 #: Before a step has been metered, the warm-up is taken to have so many.
 _STEPS_OF_WARMUP = 10
 
@@ -80,6 +83,38 @@ class Ending:
             yield from planned[done:]
             done, epochs = len(planned), 2 * epochs
 
+    def affordable(
+        self, places: Sequence[int], limit: float, costs: Callable[[Sequence[Sequence[Item]]], list[int]]
+    ) -> list[list[Item]]:
+        """Return the batches of a run that bills at most `limit` FLOPs: to the last step that it has room for.
+
+        `costs` tells the FLOPs of batches up to and including each. Raises TrainingError for a limit that pays for no
+        step, or for more than MOST_EPOCHS.
+        """
+        session, epochs = self._session, self._session.recipe.epochs
+        done, left = session.steps_done, limit - session.billed_flops()
+        while True:
+            batches = session.planned(places, epochs)
+            spent = costs(batches[done:])
+            if spent and spent[-1] >= left:
+                break
+            if epochs >= MOST_EPOCHS:
+                raise TrainingError(
+                    f"{limit:g} FLOPs pay for more than {epochs} epochs ({len(batches)} steps). Lower the budget, or "
+                    "train on more examples."
+                )
+            epochs = min(2 * epochs, MOST_EPOCHS)
+        steps = bisect_right(spent, left)
+        if not steps:
+            raise TrainingError(
+                f"{limit:g} FLOPs pay for no step: choosing and one step take {session.billed_flops() + spent[0]}, "
+                "which is the least. Raise the budget, or selection.flops."
+            )
+        # What is kept of frozen layers is planned for the steps that are taken, so these are counted once more.
+        while steps > 1 and (own := costs(batches[done : done + steps]))[-1] > left:
+            steps = min(steps - 1, bisect_right(own, left))
+        return batches[: done + max(1, steps)]
+
     def scale(self, step: int) -> float:
         """Return the factor on the learning rate before a step of phase train, counted from 0.
 
@@ -91,7 +126,10 @@ class Ending:
         if step == 0:
             self._begun = self._spent = self.spent(self.metered.resource)
             if self._begun >= self._amount:
-                raise TrainingError(f"{self.metered.label}: choosing alone took {self._begun:.3g}. Raise it.")
+                raise TrainingError(
+                    f"{self.metered.label}: {self._begun:.3g} {self.metered.resource} went before the first step. "
+                    "Raise it."
+                )
         room = self._amount - self._begun
         per_step = max(self._steps, default=room * recipe.warmup_fraction / _STEPS_OF_WARMUP) or room
         return learning_rate_scale((self._spent - self._begun) / per_step, room / per_step, recipe)

@@ -260,18 +260,25 @@ class Measuring:
         while low < high:
             middle = (low + high + 1) // 2
             batches = self._session.planned(sorted(order[:middle]))[self._session.steps_done :]
-            low, high = (middle, high) if self.cost(batches) <= left else (low, middle - 1)
+            low, high = (middle, high) if (self.costs(batches) or [0])[-1] <= left else (low, middle - 1)
         return low
 
-    def cost(self, batches: Sequence[Sequence[Item]]) -> int:
-        """Return the FLOPs of training steps on `batches`, of all processes, with what is kept of the frozen layers."""
+    def costs(self, batches: Sequence[Sequence[Item]]) -> list[int]:
+        """Return the FLOPs of training on `batches` up to and including each, of all processes, frozen layers kept."""
         session, counter = self._session, self._session.counter
         cache = session.cache_of(batches)
         schedule = training.schedule_of(
             session.loaded, session.objective, session.recipe, cache, session.engine.processes
         )
-        works = (work for batch in batches for work in schedule.works(batch))
-        return counter.of(counter.pass_of(work, "train", "method") for work in works).total
+        known: dict[Work, int] = {}  # thousands of steps have a few shapes
+        found, total = [], 0
+        for batch in batches:
+            for work in schedule.works(batch):
+                if work not in known:
+                    known[work] = counter.of([counter.pass_of(work, "train", "method")]).total
+                total += known[work]
+            found.append(total)
+        return found
 
 
 def peak_memory_bytes() -> int:

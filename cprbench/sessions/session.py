@@ -108,7 +108,7 @@ class Session:
             self.counter.uncounted = self.counter.uncounted or prepared.uncounted
             self._tell_what_trains(prepared, labels)
             selected = selection.select(measuring.pool(prepared))
-            self.batches = self._batches(selected, measuring)
+        self.batches = self._batches(selected, measuring)  # in no phase: for every arm alike, planning is not billed
         id_of = {id(item): example.id for item, example in zip(self.items, chosen, strict=True)}
         chosen = tuple(chosen[i] for i in selected.places)
         self.steps_chosen = self.steps_done
@@ -204,26 +204,12 @@ class Session:
         """Return all batches of the run; `rest` of them are trained after what the choice has used up."""
         if self.ending.metered is not None:  # the first epochs, from which the cache is planned
             return self.planned(selected.places, max(2, self.recipe.epochs))
-        batches = self.planned(selected.places)
         limit = self.ending.flops or selected.flops
-        if limit is not None:
+        if limit is None:
+            batches = self.planned(selected.places)
+        else:
             self.must_count()
-            epochs, left = self.recipe.epochs, limit - self.billed_flops()
-            while measuring.cost(batches[self.steps_done :]) < left:
-                epochs *= 2
-                batches = self.planned(selected.places, epochs)
-            low, high = self.steps_done, len(batches)
-            while low < high:  # the last step that the bill has room for
-                middle = (low + high + 1) // 2
-                fits = measuring.cost(batches[self.steps_done : middle]) <= left
-                low, high = (middle, high) if fits else (low, middle - 1)
-            if low == self.steps_done:
-                least = self.billed_flops() + measuring.cost(batches[low : low + 1])
-                raise TrainingError(
-                    f"{limit:g} FLOPs pay for no step: choosing and one step take {least}, which is the least. Raise "
-                    "the budget, or selection.flops."
-                )
-            batches = batches[:low]
+            batches = self.ending.affordable(selected.places, limit, measuring.costs)
         self.steps = len(batches)
         self.afford_steps(0, "choosing")
         return batches
@@ -245,7 +231,8 @@ class Session:
             for work in works:
                 self.counter.enter(phase, trains, work)
             self.steps_done += 1
-            validates = self.ending.validates() if phase == "train" else self.validates()
+            # A stop rule is asked in phase train alone, and what it is not told it does not pay for.
+            validates = self.ending.validates() if phase == "train" else self.validates() and self.spec.stop is None
             row: dict[str, Any] = {"step": self.steps_done, "phase": phase, "loss": loss, **self._so_far()}
             if self.held_out_items and validates:
                 row["validation"] = self._validate()
@@ -311,7 +298,7 @@ class Session:
         """Raise TrainingError where a bill in FLOPs has to be met and there is no count."""
         if self.counter.uncounted is not None:
             raise TrainingError(
-                f"there are no FLOPs to compare by: {self.counter.uncounted}. Leave out selection.flops."
+                f"there are no FLOPs to compare by: {self.counter.uncounted}. Leave out the budget, or selection.flops."
             )
 
     def billed_flops(self) -> int:

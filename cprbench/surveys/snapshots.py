@@ -7,7 +7,6 @@ nothing had happened. The files lie in the run's folder, and whether their ranks
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -41,13 +40,19 @@ def work(job: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     return Snapshots(job, channel).run()
 
 
+def step_of(share: float, steps: int) -> int:
+    """Return the first step at which `share` (whole per cents) of the steps are done, exactly: 0.07 of 100 is 7."""
+    return -(-round(share * 100) * steps // 100)
+
+
 class Snapshots(Session):
     """A session with blueprints at `spec.snapshots`, shares of its planned steps."""
 
     def run(self) -> dict[str, Any]:
         """Return what any session returns; its notes tell the rank correlation of every two blueprints.
 
-        None: all submodules of one of them have the same norm, so there are no ranks.
+        None: all submodules of one of them have the same norm, so there are no ranks. `snapshots_missed`: those whose
+        step was taken while choosing, before a budget in FLOPs or a selection could tell the number of steps.
         """
         if self.recipe.compile:
             raise TrainingError("a compiled model shows no gradients of examples: leave compile or snapshots out.")
@@ -56,6 +61,14 @@ class Snapshots(Session):
         pairs = combinations(self.norms.items(), 2)
         ranks = {f"{early}-{late}": spearman(a, b) for (early, a), (late, b) in pairs}
         result["notes"] |= {"blueprint_ranks": ranks, "blueprints": [f"{FOLDER}/{at}.json" for at in self.norms]}
+        steps = self.steps or 0  # known by now: budgets in hours or energy are refused
+        missed = {
+            f"{share:.2f}": f"step {step_of(share, steps)} of {steps} was taken before the number of steps was known"
+            for share in self.spec.snapshots
+            if f"{share:.2f}" not in self.norms
+        }
+        if missed:
+            result["notes"]["snapshots_missed"] = missed
         return result
 
     def after_step(self, phase: Phase, trains: Trains) -> AfterStep:
@@ -65,7 +78,7 @@ class Snapshots(Session):
         def after_step(step: int, loss: float, works: Sequence[Work]) -> bool | None:
             ends = usual(step, loss, works)
             for share in self.spec.snapshots:
-                if self.steps is not None and self.steps_done == math.ceil(share * self.steps):
+                if self.steps is not None and self.steps_done == step_of(share, self.steps):
                     self._take(share)
             return ends
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from functools import cache
@@ -17,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from cprbench.adapt import models
 from cprbench.adapt.checkpoints import resolve
 from cprbench.adapt.configs import config_of
-from cprbench.adapt.random_models import BUILT_IN, PREFIX, folder_of
+from cprbench.adapt.random_models import BUILT_IN, PREFIX, folder_of, identity, tokenizer_sha256
 from cprbench.cli.lists import _models
 from cprbench.errors import ModelError
 from cprbench.meters.flops import supported
@@ -72,6 +73,47 @@ def test_what_identifies_the_model_is_its_config_and_its_tokenizer(tmp_path: Pat
     assert len(seen) == 3
 
 
+@pytest.mark.parametrize(
+    "name", ["tokenizer.model", "spiece.model", "added_tokens.json", "source.spm", "tekken.json", "tokenizer.4.0.json"]
+)
+def test_every_file_of_a_tokenizer_is_part_of_the_identity(name: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder_of(TINY), copy)
+    seen = {identity(copy)}
+    for content in (b"one", b"another"):
+        (copy / name).write_bytes(content)
+        seen.add(identity(copy))
+    (copy / "README.md").write_text("no tokenizer")
+    assert len(seen) == 3 and identity(copy) in seen
+
+
+def test_the_hash_of_files_that_were_hashed_before_stays(tmp_path: Path) -> None:
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+        "vocab.json",
+        "merges.txt",
+        "special_tokens_map.json",
+    )
+    for name in names:
+        (tmp_path / name).write_text(name)
+    joined = b"".join(name.encode() + b"\0" + name.encode() for name in names)
+    assert tokenizer_sha256(tmp_path) == hashlib.sha256(joined).hexdigest()
+
+
+def test_a_folder_with_a_sentencepiece_model_alone_is_a_model_and_a_file_that_cannot_be_read_is_the_reason(
+    tmp_path: Path,
+) -> None:
+    shutil.copy(folder_of(TINY) / "config.json", tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"no model of sentencepiece")
+    checkpoint = resolve(f"random:{tmp_path}", offline=True)
+    with pytest.raises(
+        ModelError, match=r"cannot read the tokenizer in .*takes the packages sentencepiece and protobuf"
+    ):
+        models.load(checkpoint, None, 1, "sdpa")
+
+
 def test_weights_that_lie_in_the_folder_are_not_read(tiny_llama: Path) -> None:
     stored, drawn = weights(str(tiny_llama), seed=1), weights(f"random:{tiny_llama}", seed=1)
     assert stored.keys() == drawn.keys()
@@ -103,7 +145,7 @@ def test_the_built_in_tokenizer_is_one_token_per_byte_and_loses_nothing(text: st
     except UnicodeEncodeError:
         return
     tokenizer = built_in_tokenizer()
-    ids = tokenizer(text)["input_ids"]
+    ids = tokenizer(text, split_special_tokens=True)["input_ids"]  # it may spell the word of the start
     assert bytes(ids) == spelled
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import normalizers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import models as tokenizer_models
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from cprbench.adapt import models, objectives, scoring, training
 from cprbench.adapt.checkpoints import resolve
@@ -139,7 +140,7 @@ def byte_level() -> models.LoadedModel:
 
 
 @settings(max_examples=60, deadline=None)
-@given(text=st.text(min_size=1, max_size=30).filter(lambda t: "\ufffd" not in t), room=st.integers(5, 40))
+@given(text=st.text(st.characters() | st.just("\ufffd"), min_size=1, max_size=30), room=st.integers(5, 40))
 def test_a_cut_text_counts_the_bytes_of_whole_characters_that_its_tokens_spell(text: str, room: int) -> None:
     try:
         text.encode()
@@ -151,6 +152,42 @@ def test_a_cut_text_counts_the_bytes_of_whole_characters_that_its_tokens_spell(t
     assert item.bytes == len(spelled) <= room - 1
     assert item.truncated == (len(spelled) < len(text.encode()))
     assert len(text.encode()) <= room - 1 or len(spelled) > room - 5
+
+
+@pytest.mark.parametrize(
+    ("text", "max_tokens", "spelled"),
+    [("\ufffd" * 4, 8, 6), ("x\ufffdabc", 3, 1), ("x\ufffdabc", 5, 4), ("x\ufffdabc", 6, 5), ("\ufffd", 4, 3)],
+)
+def test_a_replacement_character_of_the_text_itself_is_not_taken_for_a_cut_one(
+    text: str, max_tokens: int, spelled: int
+) -> None:
+    (item,) = objectives.tokenize(byte_level(), [Example("x", text, "", (), 0)], max_tokens)
+    assert (item.bytes, bytes(item.choices[0])) == (spelled, text.encode()[:spelled])
+
+
+def test_a_cut_before_a_word_whose_space_the_tokenizer_leaves_out_counts_all_that_is_spelled() -> None:
+    tokenizer = Tokenizer(
+        tokenizer_models.BPE(vocab={"\u2581": 0, "a": 1, "b": 2, "\u2581b": 3}, merges=[("\u2581", "b")])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")  # type: ignore[assignment]
+    tokenizer.decoder = decoders.Metaspace()  # type: ignore[assignment]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+    assert fast.decode([3]) == "b"
+    of_pieces = models.LoadedModel(byte_level().model, fast, "causal", byte_level().partition, None)
+    (item,) = objectives.tokenize(of_pieces, [Example("x", "a b b", "", (), 0)], 3)
+    assert (item.choices, item.bytes) == (((1, 3),), 3)
+
+
+def test_the_word_of_a_special_token_is_text_where_a_text_spells_it() -> None:
+    (item,) = objectives.tokenize(byte_level(), [Example("x", "a<|text|>b", "", (), 0)], 64)
+    assert (item.bytes, bytes(item.choices[0])) == (10, b"a<|text|>b")
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 2, 4])
+def test_a_text_of_which_nothing_fits_is_refused_for_that(max_tokens: int) -> None:
+    told = rf"text 'x': max_tokens = {max_tokens} leaves {max(0, max_tokens - 1)} tokens .* first character '😀'"
+    with pytest.raises(DataError, match=told):
+        objectives.tokenize(byte_level(), [Example("x", "😀 first", "", (), 0)], max_tokens)
 
 
 @pytest.mark.parametrize("loses", ["capitals", "spaces at the end", "the start"])

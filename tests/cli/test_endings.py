@@ -67,3 +67,34 @@ def test_a_rule_under_a_decaying_schedule_is_warned_of(tmp_path: Path, tiny_llam
     assert decaying.returncode == 0 and _DECAY in decaying.stderr
     steady = cprbench(*words, "--set=training.schedule=constant", "--out", str(tmp_path / "constant"))
     assert steady.returncode == 0 and "warning" not in steady.stderr
+
+
+def test_an_arm_that_is_measured_by_stays_free_beside_its_twins_with_other_budgets() -> None:
+    words = {"method": "full,lora"}
+    assert labels(budgets=("1x full", "1x lora"), **words) == [
+        "full",
+        "full budget=1x lora",
+        "lora",
+        "lora budget=1x full",
+    ]
+    assert labels(budgets=("0.5x full", "flops=1e11"), **words) == [
+        "full",
+        "full budget=flops=1e+11",
+        "lora budget=0.5x full",
+        "lora budget=flops=1e+11",
+    ]
+    shares = labels("partial.k=0.1,0.3", budgets=("0.5x partial k=0.1",), method="partial")
+    assert shares == ["partial k=0.1", "partial k=0.3 budget=0.5x partial k=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("method", "pairs", "budgets"),
+    [
+        ("full", (), ("0.5x full", "device_hours=1x full")),
+        ("head", (), ("flops=1e9",)),
+        ("head", ("stop.eta=0.1x",), ()),
+    ],
+)
+def test_an_ending_that_no_arm_takes_is_refused(method: str, pairs: tuple[str, ...], budgets: tuple[str, ...]) -> None:
+    with pytest.raises(SpecError, match="is for no arm here"):
+        labels(*pairs, budgets=budgets, method=method)

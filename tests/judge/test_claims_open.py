@@ -52,6 +52,12 @@ def lora(**more: Any) -> list[Any]:
     return make_blocks({"lora": [x + 1e-3 * (-1) ** i for i, x in enumerate(FULL)]}, **more)
 
 
+def test_a_block_that_the_reference_alone_started_is_missing() -> None:
+    asked = claim("gain_difference", ">", -1, reference="lora")
+    assert answer(asked, *runs(), *lora()).verdict == "supported"
+    assert "lacks block 6" in reason_why_open(asked, *runs(), *lora(), make_record(arm="lora", block=6))
+
+
 def test_a_block_of_an_arm_that_the_claim_is_not_about_counts_for_nothing() -> None:
     assert answer(claim(), *runs(), *lora()[:2]).verdict == "supported"
 

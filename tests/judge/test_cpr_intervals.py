@@ -143,6 +143,9 @@ def test_gains_so_small_that_their_squares_are_nothing_have_a_ratio_without_an_i
     assert found.retained_gain.value == pytest.approx(sum(GAINS) / sum(FULL_GAINS))
     for estimate in (found.retained_gain, found.gain, found.against_full):  # and no interval of no width
         assert (estimate.low, estimate.why) == (None, ZERO_VARIANCE)
+    against = {"full": [1e-170 * g for g in FULL_GAINS], PARTIAL: [1e-20 * (0.37 - g) for g in FULL_GAINS]}
+    share = arms_of(make_blocks(against, **causal))[PARTIAL].retained_gain  # full's mean squares to nothing
+    assert share.value == pytest.approx(0.85e150)
 
 
 def test_a_gain_that_is_not_positive_is_a_negative_share_and_no_multiple() -> None:

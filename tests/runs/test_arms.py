@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cprbench.endings import BudgetSpec
 from cprbench.errors import SpecError, TrainingError
 from cprbench.runs import planner
 from cprbench.runs.arms import arms_of
@@ -99,6 +100,7 @@ def test_a_whole_bill_keeps_digits_that_a_float_has_not() -> None:
     *_, last = plan(suite(*specs), [counted()], arms_of(specs), settings={})
     budget = last.billed_like(2**60 + 1).spec.budget
     assert budget is not None and budget.amount == 2**60 + 1
+    assert BudgetSpec.model_validate_json(budget.model_dump_json()) == budget  # as the child reads it
 
 
 def test_a_rate_is_searched_once_for_an_arm_and_all_its_budgets() -> None:
@@ -119,6 +121,9 @@ def test_a_rule_that_has_too_few_validations_to_say_anything_is_refused() -> Non
         plan(suite(arm(stop={})), found, arms_of([arm(stop={})]), settings={})
     with pytest.raises(TrainingError, match="0 here"):
         plan(suite(arm(stop={})), [inspected(validation=0)], arms_of([arm(stop={})]), settings={"validations": 9})
+    few = {"validations": 20, "epochs": 1, "batch_size": 400}  # of 1,200 examples: three steps
+    with pytest.raises(TrainingError, match="3 here"):
+        plan(suite(arm(stop={})), [counted(train=1200)], arms_of([arm(stop={})]), settings=few)
 
 
 @pytest.mark.parametrize(("key", "value"), [("budget", "flops=1e12"), ("stop", {})])

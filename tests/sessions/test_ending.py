@@ -80,7 +80,10 @@ def test_what_choosing_spent_is_gone_from_the_budget_and_the_schedule_starts_aft
 def test_a_budget_that_choosing_or_the_first_step_uses_up_is_an_error_that_says_how_much() -> None:
     session = Timed(30 / 3600)
     session.seconds = 30.0
-    with pytest.raises(TrainingError, match=r"budget=device_hours=0.00833333: choosing alone took 0.00833. Raise it"):
+    with pytest.raises(
+        TrainingError,
+        match=r"budget=device_hours=0.00833333333333: 0.00833 device_hours went before the first step. Raise",
+    ):
         Ending(session).scale(0)  # type: ignore[arg-type]
     session = Timed(30 / 3600)
     with pytest.raises(TrainingError, match=r"choosing and one step took 0.01, which is the least"):

@@ -19,6 +19,7 @@ from cprbench.runs.planner import plan, plan_search, run_id
 from cprbench.runs.runner import Options, run
 from cprbench.runs.store import Run, load_run
 from cprbench.spec import ArmSpec, RunRecord, RunSpec, SuiteSpec
+from cprbench.surveys.snapshots import step_of
 from tests.conftest import SMALL
 from tests.runs.test_planner import inspected
 from tests.test_sweeps import load
@@ -62,6 +63,7 @@ def test_the_files_stand_in_the_runs_folder_and_in_its_manifest(runs: Pair) -> N
     assert [name for name in listed if "/" in name] == names == runs[True].record.notes["blueprints"]
     assert not (runs[False].folder / "blueprints").exists()
     assert "blueprints" not in runs[False].record.notes
+    assert "snapshots_missed" not in runs[True].record.notes
 
 
 def test_each_is_of_the_model_as_far_as_it_had_come(runs: Pair, blueprints: dict[float, Blueprint]) -> None:
@@ -147,6 +149,7 @@ def test_a_run_takes_the_snapshots_of_its_arm_and_a_trial_of_a_search_takes_none
     [
         ({"method": "lora"}, "snapshots are of a model's own submodules"),
         ({"method": "full", "budget": "device_hours=0.1"}, "nobody knows its steps beforehand"),
+        ({"method": "full", "stop": {"eta": "0.1x"}}, "a stop rule may end it before them"),
     ],
 )
 def test_an_arm_that_cannot_have_snapshots_is_refused(arm: dict[str, Any], told: str) -> None:
@@ -158,6 +161,29 @@ def test_an_arm_that_cannot_have_snapshots_is_refused(arm: dict[str, Any], told:
 def test_shares_that_do_not_rise_in_whole_per_cents_are_refused(shares: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"shares of training rise|greater than 0|less than or equal to 1"):
         ArmSpec(method="full", snapshots=shares)
+
+
+def test_the_step_of_a_share_is_the_first_at_which_it_is_done() -> None:
+    assert [step_of(percent / 100, 100) for percent in range(1, 101)] == list(range(1, 101))  # floats say 8 for 0.07
+    assert [step_of(share, 8) for share in (0.01, 0.4, 0.5, 0.51, 1.0)] == [1, 4, 4, 5, 8]
+
+
+def test_a_snapshot_before_anyone_knew_the_number_of_steps_is_told_as_missed(minilm2: Path, tmp_path: Path) -> None:
+    arm = ArmSpec(
+        method="full",
+        selection="random",
+        selection_settings={"q": 0.5, "warm": True},
+        budget="flops=2e11",  # type: ignore[arg-type]
+        snapshots=(0.01, 1.0),
+    )
+    asked = SuiteSpec(tasks=["movie-snippets"], models=[str(minilm2)], blocks=1, arm=[arm])
+    (record,) = run(asked, options=Options(out=tmp_path / "runs"), settings=SMALL).records  # type: ignore[arg-type]
+    assert record.status == "ok", record.error
+    steps = record.notes["steps"]
+    assert record.notes["warmup_steps_of_head"] == 2 < steps <= 200
+    assert record.notes["blueprints"] == ["blueprints/1.00.json"]
+    told = {"0.01": f"step {step_of(0.01, steps)} of {steps} was taken before the number of steps was known"}
+    assert record.notes["snapshots_missed"] == told
 
 
 def test_several_processes_take_no_snapshots(tmp_path: Path) -> None:
