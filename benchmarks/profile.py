@@ -51,7 +51,8 @@ def main() -> None:
     from benchmarks.racing import Setting
     from cprbench.adapt.products import float32_products, multiply_by_onednn
     from cprbench.meters import hardware
-    from cprbench.sessions.inspection import rates
+    from cprbench.sessions import rates
+    from cprbench.sessions.channel import Channel
     from cprbench.sessions.worker import keep_freed_memory
 
     keep_freed_memory()
@@ -77,7 +78,7 @@ def main() -> None:
     shares["all else"] = 1 - sum(shares.values())
     for name, share in shares.items():
         print(f"{name:<28} {100 * share:5.1f} %")
-    machine = rates()
+    machine = rates.work({}, Channel(None, None))
     print(f"float32 products by {float32_products()}, torch threads {torch.get_num_threads()}")
     print(f"products of a layer: {by_mkl:.0f} GFLOP/s as torch has it, {by_ours:.0f} as a run has it")
     told = {**{k: round(v, 4) for k, v in shares.items()}, **{k: round(v, 1) for k, v in machine.items()}}

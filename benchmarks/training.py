@@ -364,10 +364,11 @@ def main() -> None:
         return stamps()
     from cprbench.adapt.products import multiply_by_onednn
     from cprbench.meters import hardware
-    from cprbench.sessions.inspection import rates
+    from cprbench.sessions import rates
+    from cprbench.sessions.channel import Channel
 
     multiply_by_onednn()  # what the rate is compared with multiplies by it
-    machine = rates()
+    machine = rates.work({}, Channel(None, None))
     found: dict[str, float] = {}
     speeds: dict[str, float] = {}
 
@@ -384,7 +385,9 @@ def main() -> None:
     if given.only in (None, "spawn"):
         found.update(compare_starts(5))
         subprocess.run([sys.executable, "-m", "benchmarks.training", "--stamps"], check=True)
-    machine = {name: max(value, machine[name]) for name, value in rates().items()}  # the less disturbed
+    machine = {
+        name: max(value, machine[name]) for name, value in rates.work({}, Channel(None, None)).items()
+    }  # the less disturbed
     matmul = machine["matmul_fp32_gflops_per_second"]
     found |= {f"share_of_matmul_{name}": speed / matmul for name, speed in speeds.items()}
     found |= {name: machine[name] for name in ("matmul_fp32_gflops_per_second", "copy_gb_per_second")}

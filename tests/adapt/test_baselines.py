@@ -22,7 +22,8 @@ from cprbench.runs.arms import arms_of
 from cprbench.runs.planner import Inspected, plan
 from cprbench.runs.runner import _flops
 from cprbench.runs.store import load_run
-from cprbench.sessions.inspection import inspect
+from cprbench.sessions import inspection
+from cprbench.sessions.channel import Channel
 from cprbench.spec import BILLED_PHASES, ArmSpec, SuiteSpec
 from cprbench.tasks import load_task
 from tests.conftest import Arm
@@ -180,7 +181,7 @@ def test_bitfit_on_a_model_without_biases_is_refused_when_the_run_is_planned(min
 
     def planned(model: Path) -> list[Any]:
         job = {"task": task.model_dump(mode="json"), "model": str(model), "data": None, "offline": True}
-        found = Inspected.of(task, json.loads(json.dumps(inspect(job))))
+        found = Inspected.of(task, json.loads(json.dumps(inspection.work(job, Channel(None, None)))))
         return plan(suite, [found], arms_of(suite.arm), settings={})
 
     (run,) = planned(minilm2)

@@ -20,7 +20,8 @@ from cprbench.adapt.methods import Context, Target, build_method
 from cprbench.adapt.settings import settings_of
 from cprbench.errors import MethodError, ModelError
 from cprbench.runs.planner import Inspected
-from cprbench.sessions.inspection import inspect
+from cprbench.sessions import inspection
+from cprbench.sessions.channel import Channel
 from cprbench.tasks import load_task
 from tests.cli.test_cli import refused
 
@@ -50,7 +51,7 @@ def test_a_machine_without_cuda_or_bitsandbytes_is_told_what_is_missing_and_what
 def test_the_inspecting_child_says_what_runs_here_compute_on(minilm2: Path) -> None:
     task = load_task(TASK)
     job = {"task": task.model_dump(mode="json"), "model": str(minilm2), "data": None, "offline": True}
-    found = Inspected.of(task, json.loads(json.dumps(inspect(job))))
+    found = Inspected.of(task, json.loads(json.dumps(inspection.work(job, Channel(None, None)))))
     assert found.device == found.target.device == ("cuda" if torch.cuda.is_available() else "cpu")
     assert found.bitsandbytes == found.target.bitsandbytes == (not MISSING)
 

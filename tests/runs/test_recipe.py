@@ -92,7 +92,7 @@ def test_a_bill_in_flops_is_refused_where_the_run_finds_that_there_is_no_count(m
     (record,) = run(suite, options=Options(out=tmp_path / "runs"), settings=SMALL).records
     assert record.status == "failed" and record.error is not None
     assert record.error.startswith("there are no FLOPs to compare by: an adapter on ")
-    assert record.error.endswith("has no FLOP count. Leave out selection.flops.")
+    assert record.error.endswith("has no FLOP count. Leave out the budget, or selection.flops.")
 
 
 @pytest.mark.parametrize(
