@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cprbench.cli.run import _DECAY, _suite
+from cprbench.cli.run import _suite
 from cprbench.errors import SpecError
 from cprbench.runs.arms import arms_of
 from cprbench.runs.set_words import read_settings
-from tests.cli.test_cli import cprbench
 
 
 def labels(*pairs: str, budgets: tuple[str, ...] = (), what: str = "movie-snippets", **words: str) -> list[str]:
@@ -56,17 +54,6 @@ def test_a_suite_names_its_own_endings() -> None:
         labels(budgets=("flops=1",), **suite)
     with pytest.raises(SpecError, match="leave out --set stop"):
         labels("stop.eta=0.1x", **suite)
-
-
-def test_a_rule_under_a_decaying_schedule_is_warned_of(tmp_path: Path, tiny_llama: Path) -> None:
-    small = {"max_examples": 16, "eval_items": 8, "epochs": 1, "batch_size": 8, "validation_items": 8, "validations": 2}
-    rule = {"stop.eta": "1e9", "stop.window": 1, "stop.patience": 1}
-    sets = [f"--set={key}={value}" for key, value in {**{f"training.{k}": v for k, v in small.items()}, **rule}.items()]
-    words = ["run", "movie-snippets", "--model", str(tiny_llama), "--method", "full", "--blocks", "1", *sets]
-    decaying = cprbench(*words, "--out", str(tmp_path / "linear"))
-    assert decaying.returncode == 0 and _DECAY in decaying.stderr
-    steady = cprbench(*words, "--set=training.schedule=constant", "--out", str(tmp_path / "constant"))
-    assert steady.returncode == 0 and "warning" not in steady.stderr
 
 
 def test_an_arm_that_is_measured_by_stays_free_beside_its_twins_with_other_budgets() -> None:

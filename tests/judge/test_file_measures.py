@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from cprbench.blueprint.schema import Blueprint
-from cprbench.judge.asking import Ask, UnmeasuredError
 from cprbench.judge.claims import Claim, check
+from cprbench.judge.claims.asking import Ask, UnmeasuredError
+from cprbench.judge.claims.measures import MEASURES
 from cprbench.judge.evidence import Evidence
-from cprbench.judge.measures import MEASURES
 from cprbench.judge.statistics import Estimate
 from cprbench.schema import parse
 from tests.blueprint.example import full_blueprint, full_data, paper_example

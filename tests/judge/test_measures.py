@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from cprbench.judge.asking import Ask, UnmeasuredError
 from cprbench.judge.claims import Claim
+from cprbench.judge.claims.asking import Ask, UnmeasuredError
+from cprbench.judge.claims.measures import MEASURES, is_exact
 from cprbench.judge.cpr import compare
 from cprbench.judge.evidence import Evidence, gather
-from cprbench.judge.measures import MEASURES, is_exact
 from cprbench.judge.retention import retention
 from cprbench.judge.scaling import additive_vs_product
 from cprbench.judge.statistics import Estimate

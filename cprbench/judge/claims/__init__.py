@@ -15,11 +15,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from cprbench.errors import SpecError, did_you_mean
-from cprbench.judge import measures, statistics
-from cprbench.judge.asking import Ask, UnmeasuredError
+from cprbench.judge import statistics
+from cprbench.judge.claims import measures
+from cprbench.judge.claims.asking import Ask, UnmeasuredError
+from cprbench.judge.claims.measures import MEASURES, Measure
 from cprbench.judge.cpr import Group, compare
 from cprbench.judge.evidence import Evidence
-from cprbench.judge.measures import MEASURES, Measure
 from cprbench.judge.statistics import LEAST_FOR_VERDICT, Estimate
 from cprbench.judge.verdicts import Verdict, unless_damaged
 from cprbench.schema import Finite, Frozen, parse
@@ -95,7 +96,7 @@ class ClaimsFile(Frozen):
 
 def claims_folder() -> Path:
     """Return where claim files live: CPRBENCH_CLAIMS, ./claims, or claims/ of the checkout."""
-    here = Path(__file__).resolve().parents[2]
+    here = Path(__file__).resolve().parents[3]
     for folder in (os.environ.get("CPRBENCH_CLAIMS"), "claims", here / "claims"):
         if folder and any(Path(folder).glob("*.toml")):
             return Path(folder)
@@ -238,7 +239,7 @@ def _word(claim: Claim, answer: _Answer | str, p: float | None) -> tuple[Literal
     if found.value is None:
         return "open", f"could not be measured: {found.why}"
     if answer.smoke:
-        return "open", "a smoke test: limits were given on the command line, so it never decides"
+        return "open", "a smoke test: limits or a recipe were given on the command line, so it never decides"
     if found.n < LEAST_FOR_VERDICT:
         points = ", no interval" if found.low is None else ""
         return "open", f"{found.n} {unit[: -1 if found.n == 1 else None]}{points}: a verdict needs {LEAST_FOR_VERDICT}"

@@ -13,8 +13,8 @@ from itertools import combinations
 
 from cprbench.errors import did_you_mean
 from cprbench.judge import cpr, scaling
-from cprbench.judge import file_measures as files
-from cprbench.judge.asking import Ask, UnmeasuredError, mean_over
+from cprbench.judge.claims import file_measures as files
+from cprbench.judge.claims.asking import Ask, UnmeasuredError, mean_over
 from cprbench.judge.cpr import AXES, COUNTED, Comparison
 from cprbench.judge.groups import Figure, trained_share_of
 from cprbench.judge.retention import PREDICTIONS, retention

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from cprbench.blueprint.concentration import DECISIVE_P, share_at
 from cprbench.blueprint.schema import Blueprint, Fit, Layer
-from cprbench.judge.asking import Ask, UnmeasuredError
+from cprbench.judge.claims.asking import Ask, UnmeasuredError
 from cprbench.judge.statistics import Estimate, mean_difference
 
 
