@@ -94,7 +94,7 @@ def replay_svg(document: Mapping[str, Any]) -> str:
         drawing = Drawing(figsize=(7, 6), layout="constrained")
         curve, ratio = drawing.subplots(2, 1, sharex=True)
         curve.plot(spent, [point["psi"] for point in points], marker=".", color="black")
-        curve.set_ylabel(f"psi = {_plain(_psi(document))}")
+        curve.set_ylabel(f"psi = {_plain(_psi(document))}".replace(" (", "\n("))  # a long label is cut at the edge
         windows = [(point["gamma"], point["ratio"]) for point in points if point["ratio"] is not None]
         ratio.plot([gamma for gamma, _ in windows], [value for _, value in windows], marker=".", color="black")
         ratio.axhline(0, color="0.7", linewidth=0.8)
