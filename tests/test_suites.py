@@ -79,6 +79,23 @@ def test_runs_at_equal_budgets_billed_what_they_were_given_and_never_more(eviden
     assert same.batches_sha256 == of_arm(evidence, "full", "equal-budget").batches_sha256
 
 
+def test_the_table_of_the_docs_is_that_of_these_runs(evidence: Evidence) -> None:
+    shown = (ROOT / "docs" / "budgets.md").read_text(encoding="utf-8")
+    full = of_arm(evidence, "full", "equal-budget").gamma.flops or 0
+    stems = {"full": "full", "lora": "lora", "partial k=0.15": "partial k=0.15"}
+    stems |= {
+        f"{n} q=0.3": f"full selection={n} q=0.3" + " warm=true" * (n == "random") for n in ("influence", "random")
+    }
+    for name, stem in stems.items():
+        line = f"{name:<16}"
+        for share in ("0.25x", "0.5x", "1x"):
+            run = of_arm(evidence, f"{stem} budget={share} full", "equal-budget")
+            assert run.psi.final is not None
+            share_billed = (run.gamma.flops or 0) / full
+            line += f"  {run.psi.final['accuracy']:.3f}  {share_billed:.3f}x {run.notes['steps']:5d}"
+        assert line in shown
+
+
 def test_the_decoder_stopped_by_its_rule_paid_for_its_validations_and_left_blueprints(
     evidence: Evidence, folder: Path
 ) -> None:

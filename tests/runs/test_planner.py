@@ -238,6 +238,12 @@ def test_limits_of_a_named_suite_rank_and_limits_of_the_command_line_make_a_smok
     assert (only().role, only().limits, only().suite) == ("run", {}, None)
 
 
+def test_a_named_suite_with_another_recipe_is_a_smoke_test_of_that_suite() -> None:
+    changed = only(name="quick", version=3, settings={"epochs": 3})
+    assert (changed.role, changed.suite, changed.suite_version) == ("smoke", "quick", 3)
+    assert only(settings={"epochs": 3}).role == "run"  # of no suite: a recipe like any other
+
+
 def test_a_search_is_one_trial_per_rate_and_arm_on_the_seed_of_block_0() -> None:
     asked = suite(arm("full"), arm("lora"), blocks=3)
     trials = plan_search(asked, [inspected()], arms_of(asked.arm), settings={}, rates={"": [1e-4, 1e-3]})

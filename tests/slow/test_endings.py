@@ -11,7 +11,7 @@ import pytest
 
 from cprbench.cli.run import _DECAY
 from cprbench.meters.fake import FakeMeter
-from cprbench.runs import metering
+from cprbench.runs import metering, runner
 from cprbench.runs.runner import Options, run
 from cprbench.sessions.score_cache import CACHED
 from cprbench.spec import ArmSpec, StopSpec, SuiteSpec
@@ -109,3 +109,26 @@ def test_a_budget_for_a_thousand_epochs_is_refused_before_it_trains(tmp_path: Pa
     (record,) = ran(tmp_path, tiny_llama, arm).values()
     assert record.status == "failed"
     assert re.search(r"1e\+18 FLOPs pay for more than 1000 epochs \(\d+ steps\)\. Lower the budget", str(record.error))
+
+
+def test_a_follower_meets_what_the_last_attempt_of_its_leader_billed(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of a leader that crashed once, gamma is more than its last attempt's bill: here it is half of that.
+    monkeypatch.setattr(runner, "last_bill", lambda record, resource: (record.gamma.flops or 0) // 2)
+    found = ran(tmp_path, tiny_llama, ArmSpec(method="full"), ArmSpec(method="full", budget="1x full"))  # type: ignore[arg-type]
+    half = (found["full"].gamma.flops or 0) // 2
+    follower = found["full budget=1x full"]
+    assert follower.spec.budget is not None and follower.spec.budget.amount == half
+    assert 0 < (follower.gamma.flops or 0) <= half
+
+
+def test_under_a_stop_rule_nothing_is_validated_or_billed_for_it_while_choosing(minilm2: Path, tmp_path: Path) -> None:
+    arms = [ArmSpec(method="partial", settings={"k": 0.3}, stop=stop) for stop in (None, StopSpec(eta="0", window=1))]
+    more = {"validations": 8, "schedule": "constant", "select_warmup_steps": 3, "select_batches": 1}
+    free, ruled = ran(tmp_path, minilm2, *arms, **more).values()
+    if free.spec.stop is not None:
+        free, ruled = ruled, free
+    validated = {r.arm: {row["phase"] for row in rows(tmp_path, r) if "validation" in row} for r in (free, ruled)}
+    assert validated == {free.arm: {"select", "train"}, ruled.arm: {"train"}}
+    assert ruled.notes["stop"]["checks"] == 5  # of eight steps, three warm the head
