@@ -9,7 +9,7 @@ quickstart: .venv/train.stamp  ## adapt MiniLM four ways and compare what each g
 test: .venv/dev.stamp lint  ## lint, types and tests
 	$(BIN)/python -m pytest tests --ignore=tests/slow --ignore=tests/gpu -n 2 --dist loadfile
 
-test-slow: .venv/dev.stamp  ## every test over 20 seconds
+test-slow: .venv/dev.stamp .venv/slow.stamp  ## every test over 20 seconds
 	$(BIN)/python -m pytest tests/slow
 
 gpu-test: .venv/dev.stamp  ## what needs a GPU; says what it could not do
@@ -42,6 +42,11 @@ lint: .venv/dev.stamp
 .venv/dev.stamp: .venv/train.stamp scripts/system-packages
 	scripts/system-packages
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	touch $@
+
+.venv/slow.stamp: .venv/dev.stamp scripts/system-packages
+	scripts/system-packages slow
+	npm install --prefix .venv/npm --no-save --no-package-lock --no-audit --no-fund --loglevel=error axe-core@4.14.1
 	touch $@
 
 clean:

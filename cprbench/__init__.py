@@ -32,11 +32,11 @@ _HOME = {
     "apply_blueprint": "cprbench.integrations.blueprints",
     "compare": "cprbench.judge.cpr",
     "export": "cprbench.runs.runner",
-    "load_runs": "cprbench.runs.store",
+    "load_runs": "cprbench.integrations.notebook",
     "load_suite": "cprbench.tasks",
     "load_task": "cprbench.tasks",
     "measure": "cprbench.runs.external",
-    "render_report": "cprbench.render.markdown",
+    "render_report": "cprbench.render.report.writing",
     "run": "cprbench.runs.runner",
 }
 

@@ -16,6 +16,9 @@ from cprbench.spec import (
     PHASES,
     Choice,
     Environment,
+    ExternalModel,
+    ExternalSpec,
+    ExternalTask,
     Gamma,
     ModelRef,
     Psi,
@@ -143,6 +146,14 @@ def make_record(
         content = [values["spec"].model_dump(mode="json"), arm, block, values["role"], hardware_class]
         values["run_id"] = sha256_of(content)[:16]
     return RunRecord(**values)
+
+
+def make_external(**overrides: Any) -> RunRecord:
+    """Return the record of a loop that is not ours; it knows neither its data nor its recipe."""
+    record = make_record(**{"new_head_parameters": 0, "selection_sha256": None} | overrides)
+    task, model = ExternalTask(name="mine"), ExternalModel(source="mine", label="mine")
+    spec = ExternalSpec(task=task, model=model, method=record.spec.method)
+    return record.model_copy(update={"loop": "external loop", "spec": spec})
 
 
 def make_search(*trials: RunRecord) -> Search:

@@ -13,7 +13,7 @@ from cprbench.judge.claims import check, load_claims
 from cprbench.judge.cpr import compare
 from cprbench.judge.evidence import Evidence, gather
 from cprbench.judge.verdicts import exit_code
-from cprbench.render.markdown import render_report
+from cprbench.render.report.writing import render_report
 from cprbench.render.verdicts import text
 from cprbench.spec import RunRecord
 from tests.conftest import ROOT
@@ -113,5 +113,5 @@ def test_the_decoder_stopped_by_its_rule_paid_for_its_validations_and_left_bluep
 
 def test_the_report_of_all_of_them_renders(evidence: Evidence) -> None:
     report = render_report(evidence.records, {}, evidence)
-    assert report.count("### Against billed FLOPs") == 3
+    assert report.count("**Against billed FLOPs**") == 3
     assert "suites k-by-q v1, k-sweep v1, q-sweep v2" in report

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cprbench.judge.cpr import Group, compare
 from cprbench.judge.retention import Retention, retention
-from cprbench.render.markdown import render_report
+from cprbench.render.report.writing import render_report
 from cprbench.render.terminal import print_retention
 from cprbench.schema import parse
 from cprbench.spec import RunRecord
@@ -89,7 +89,7 @@ def test_what_choosing_costs_is_in_the_bill_of_every_run_that_chose(records: lis
 
 def test_the_report_shows_the_table_twice_the_same(records: list[RunRecord]) -> None:
     report = render_report(records)
-    assert "### Retention against full tuning on all data" in report
+    assert "**Retention against full tuning on all data" in report
     assert render_report(list(reversed(records))) == report
 
 

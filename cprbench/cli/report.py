@@ -2,67 +2,100 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cprbench.errors import SpecError, did_you_mean
+from cprbench.errors import SpecError, StoreError, did_you_mean
 
-FORMATS = ("md",)
+if TYPE_CHECKING:
+    from cprbench.judge.claims import Claim
+    from cprbench.judge.evidence import Evidence
+
+#: The names of render/report/writing.py's FORMATS, and the file that a format prints where there is no folder.
+FORMATS = {"html": None, "md": "report.md", "latex": None, "csv": "runs.csv", "json": "comparison.json"}
+_USUAL = "paper"
+_MOST_NAMED = 12  # files of a folder are named one by one
 
 
 def report(
     runs: Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs, or one run.")],
-    format_: Annotated[str, typer.Option("--format", help="Formats, separated by commas: md.")] = "md",
-    out: Annotated[Path | None, typer.Option(help="Folder for the files; without it the report is printed.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON instead.")] = False,
+    format_: Annotated[str, typer.Option("--format", help="html, md, latex, csv, json: one or more, by commas.")] = "",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the files.")] = None,
+    claims: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Claims to answer: a TOML file or a name in claims/, or none.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Render a report from records alone: no torch, no network, the same bytes for the same records."""
-    from cprbench.judge.evidence import gather
-    from cprbench.render.markdown import render_report
+    """Render records: no torch, no network, the same bytes for the same records.
 
-    for name in format_.split(","):
+    Without --format and --out, tables for the terminal. Without --out, one of md, csv or json is printed.
+
+    cprbench report runs/ --format html,md,latex,csv,json --out pages/
+    """
+    from cprbench.judge.evidence import gather
+
+    names = ["json"] if json_ else list(dict.fromkeys(name.strip() for name in format_.split(",") if name.strip()))
+    for name in names:
         if name not in FORMATS:
             raise SpecError(f"unknown format {name!r}. {did_you_mean(name, FORMATS)}")
+    if out is None and (len(names) > 1 or any(FORMATS[name] is None for name in names)):
+        raise SpecError(f"--format {','.join(names)} makes files: pass --out DIR.")
     found = gather(runs)
     for why in found.damaged.values():
         typer.echo(f"damaged: {why}", err=True)
-    if json_:
-        import dataclasses
-
-        from cprbench.judge.cpr import compare
-        from cprbench.judge.curves import curves
-        from cprbench.judge.retention import retention
-        from cprbench.schema import canonical_json
-
-        groups = []
-        for group in compare(found.records, found.predictions):
-            table = retention(group)
-            shown = dataclasses.asdict(group, dict_factory=_without_working)
-            shown["curves"] = _infinite_as_word(dataclasses.asdict(curves(group, found), dict_factory=_without_working))
-            shown["retention"] = None if table is None else dataclasses.asdict(table)
-            for name in ("failures", "records"):
-                shown[name] = [record.run_id for record in shown[name]]
-            groups.append(shown)
-        typer.echo(canonical_json({"groups": groups, "damaged": found.damaged}))
+    if out is None and not names:
+        _print(found)
         return
-    text = render_report(found.records, found.damaged, found)
+    from cprbench.render.report.writing import Writing
+
+    writing = Writing(found, _claims(claims))
     if out is None:
-        typer.echo(text)
+        files = writing.files(names[0])
+        typer.echo(files[str(FORMATS[names[0]])].decode(), nl=False)
         return
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.md").write_text(text, encoding="utf-8")
-    typer.echo(f"{out / 'report.md'}")
+    for name in names or ["html"]:
+        written = []
+        for path, content in writing.files(name).items():
+            _write(out / path, content)
+            written.append(out / path)
+        for folder, together in groupby(written, lambda path: path.parent):
+            paths = list(together)
+            shown = [f"{folder}/ ({len(paths)} files)"] if len(paths) > _MOST_NAMED else map(str, paths)
+            typer.echo("\n".join(shown))
 
 
-def _without_working(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a dataclass as a dict without what an estimate keeps for its p-values."""
-    return {name: value for name, value in pairs if name != "means"}
+def _claims(name: str | None) -> list[Claim]:
+    """Return the claims to answer; the paper's own need not be there, those that were named do."""
+    from cprbench.judge.claims import load_claims
+
+    if name == "none":
+        return []
+    try:
+        return load_claims(name or _USUAL)
+    except SpecError:
+        if name is not None:
+            raise
+        return []
 
 
-def _infinite_as_word(part: Any) -> Any:
-    """Return a document in which a target that was never reached costs "infinite": JSON has no such number."""
-    if isinstance(part, dict):
-        return {name: _infinite_as_word(value) for name, value in part.items()}
-    return "infinite" if part == float("inf") else part
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot write ({error.strerror or error}). Pass another --out DIR.") from None
+
+
+def _print(found: Evidence) -> None:
+    from rich.console import Console
+
+    from cprbench.judge.cpr import compare
+    from cprbench.render.terminal import print_groups
+
+    groups = compare(found.records, found.predictions)
+    if not groups:
+        typer.echo("There are no runs to report.")
+    print_groups(Console(), groups)

@@ -221,11 +221,11 @@ def _rates(searches: list[str]) -> dict[str, list[float]]:
 
 
 def _say_where(done: Any, out: Path) -> None:
-    from cprbench.render.markdown import render_report
-    from cprbench.runs.store import load_runs
+    from cprbench.judge.evidence import gather
+    from cprbench.render.report.writing import render_report
 
-    found = load_runs(out)
+    found = gather(out)
     report = out / "report.md"
-    report.write_text(render_report([r.record for r in found.runs], found.damaged), encoding="utf-8")
+    report.write_text(render_report(found.records, evidence=found), encoding="utf-8")
     reused = f", {done.reused} of them reused" if done.reused else ""
     typer.echo(f"\n{len(done.records)} runs{reused}. Records: {out}/ · report: {report}")

@@ -45,7 +45,7 @@ class ArmResult:
     blocks: tuple[int, ...]
     failed: int
     base: Figure
-    final: Figure
+    final: Estimate
     finals: tuple[float, ...]  # per block, in order of blocks
     reference: Figure
     gain: Estimate
@@ -123,6 +123,16 @@ class Comparison:
     def gains(self, runs: Mapping[int, RunRecord]) -> dict[int, float]:
         """Return block -> gain, empty unless every block has one: a mean over fewer would be another arm's."""
         return block_gains(runs, self.metric, self.head)
+
+    def psi(self, runs: Mapping[int, RunRecord]) -> Estimate:
+        """Return the mean psi after adaptation."""
+        scores = [score_of(r, self.metric, "final") for r in runs.values()]
+        known = [value for value in scores if value is not None]
+        if not known or len(known) < len(scores):
+            return Estimate(None, why="no psi was given" if runs else "no run ended well")
+        rows = [(self._scored(r, "final"), None) for r in runs.values()]
+        items = statistics.gain_covariance(self.metric, rows) if self.predictions else _UNREAD
+        return self._told(statistics.mean_difference(known, items.variance or 0.0), items)
 
     def gain(self, runs: Mapping[int, RunRecord]) -> Estimate:
         """Return the mean gain."""
@@ -252,7 +262,7 @@ def _arm(name: str, records: Sequence[RunRecord], table: Comparison, trials: dic
         blocks=tuple(ok),
         failed=len(records) - len(ok),
         base=mean([score_of(r, metric, "base") for r in ok.values()], unscored),
-        final=mean([score_of(r, metric, "final") for r in ok.values()], unscored),
+        final=table.psi(ok),
         finals=tuple(finals.values()),
         reference=mean([references.get(block) for block in ok], no_reference),
         gain=gain,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,16 @@ class Evidence:
     blueprints: Mapping[str, Blueprint] = field(default_factory=dict)  # by file name
     documents: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # by file name
 
+    @classmethod
+    def of(cls, records: Iterable[RunRecord], damaged: Mapping[str, str] | None = None) -> Evidence:
+        """Return records as evidence without any other file."""
+        nowhere = Path(os.devnull)  # no file lies below it
+        return cls({record.run_id: Run(record, nowhere) for record in records}, damaged or {})
+
     @property
     def records(self) -> list[RunRecord]:
         """The records, in order of id."""
-        return [run.record for run in self.runs.values()]
+        return [self.runs[run_id].record for run_id in sorted(self.runs)]
 
     def predictions(self, record: RunRecord, when: str) -> Sequence[Mapping[str, Any]]:
         """Return the predictions of a run, of its base or its final model; [] where they are not stored."""

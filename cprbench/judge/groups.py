@@ -139,6 +139,22 @@ def trained_share_of(record: RunRecord) -> float | None:
     return record.trained_parameters / record.total_parameters
 
 
+def k_of(record: RunRecord) -> float | None:
+    """Return the share of N that trains: all for full, the k-set's, else what trains (adapters)."""
+    if record.spec.method.name == "full":
+        return 1.0
+    return trained_share_of(record) if record.k_reached is None else record.k_reached
+
+
+def q_of(record: RunRecord) -> float | None:
+    """Return the share of the training examples that is used, as reached; None where it is not told."""
+    told = record.notes.get("selection")
+    reached = told.get("q_reached") if isinstance(told, dict) else None
+    if isinstance(reached, int | float) and not isinstance(reached, bool) and 0 < reached <= 1:
+        return float(reached)  # notes are free tables: what is no share is not told
+    return 1.0 if record.spec.selection.name == "all" else None
+
+
 def score_of(record: RunRecord, metric: str, when: str) -> float | None:
     """Return psi by `metric`, "base" or "final"; None where it was not scored."""
     scores = getattr(record.psi, when)

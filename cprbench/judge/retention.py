@@ -23,9 +23,10 @@ from cprbench.judge.groups import (
     Figure,
     Told,
     ended_well,
+    k_of,
     mean,
+    q_of,
     runs_by_arm,
-    trained_share_of,
 )
 from cprbench.spec import Choice, ExternalSpec, RunRecord, RunSpec
 
@@ -166,8 +167,8 @@ class _Table:
     def row(self, arm: str, runs: _Runs, kept: Told) -> Row:
         """Return an arm's row; `runs` are those that ended well."""
         untold = "not told" if runs else "no run ended well"
-        k = mean([_k(r) for r in runs.values()], untold)
-        q = mean([_q(r) for r in runs.values()], untold)
+        k = mean([k_of(r) for r in runs.values()], untold)
+        q = mean([q_of(r) for r in runs.values()], untold)
         product = Figure(k.value * q.value) if k.value is not None and q.value is not None else Figure.none(untold)
         return Row(
             arm=arm,
@@ -186,7 +187,7 @@ class _Table:
         known = self.baselines.get((arm, equal), ())
         if not runs:
             return _no_baseline("no run ended well")
-        if equal == "q" and not known and all(_q(r) == 1 for r in runs.values()):
+        if equal == "q" and not known and all(q_of(r) == 1 for r in runs.values()):
             return _no_baseline("no draw: it trains on all data")
         drawn = {}
         for block in runs:
@@ -277,27 +278,13 @@ def _influences(records: Sequence[RunRecord]) -> dict[int, _InfluenceNote]:
     return dict(sorted(measured, key=lambda pair: pair[1].examples))
 
 
-def _k(record: RunRecord) -> float | None:
-    """Return the share of N that trains: all for full, the k-set's, else what trains (adapters)."""
-    if record.spec.method.name == "full":
-        return 1.0
-    return trained_share_of(record) if record.k_reached is None else record.k_reached
-
-
-def _q(record: RunRecord) -> float | None:
-    note = _note(record, "selection", _SelectionNote)
-    if note is not None:
-        return note.q_reached
-    return 1.0 if record.spec.selection.name == "all" else None
-
-
 def _dropped(record: RunRecord) -> list[str]:
     note = _note(record, "selection", _SelectionNote)
     return [] if note is None else note.classes_dropped
 
 
 def _value(record: RunRecord, name: str) -> float | None:
-    shares = {"k": _k(record), "q": _q(record)}
+    shares = {"k": k_of(record), "q": q_of(record)}
     return (shares | {"flops": record.gamma.flops, "seconds": record.seconds.get("billed")})[name]
 
 
@@ -320,7 +307,7 @@ def _predict(record: RunRecord, of_block: _InfluenceNote | None, name: str) -> F
         return Figure.none("no prediction for adapters: eq. 34 and 35 are of the model's own parameters")
     if record.notes.get("tensors") and record.notes.get("partly_trained") != []:
         return Figure.none("no prediction for parts of submodules: T is of whole ones")
-    k, q = _k(record), _q(record)
+    k, q = k_of(record), q_of(record)
     if k is None or q is None:
         return Figure.none("not told")
     own = _note(record, "cross_influence", _InfluenceNote)

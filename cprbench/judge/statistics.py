@@ -281,14 +281,14 @@ class Scored:
 
 def gain_covariance(
     metric: str,
-    arm: Sequence[tuple[Rows | Scored, Rows | Scored]],
+    arm: Sequence[tuple[Rows | Scored, Rows | Scored | None]],
     full: Sequence[tuple[Rows | Scored, Rows | Scored]] | None = None,
     scales: Sequence[float] | None = None,
 ) -> ItemError:
     """Return how far the items that happened to be drawn move the mean gain over blocks.
 
     `arm`, `full`: per block the predictions of (what is judged, what it is judged against); the gain is the first's psi
-    less the second's, so two arms are compared by giving both. `scales`: per block, what full's gain is multiplied by
+    less the second's, so two arms are compared by giving both, and a psi alone against None. `scales`: per block, what full's gain is multiplied by
     (gamma of the arm / gamma of full for a multiple). One draw of items, RESAMPLES times, serves all blocks and
     arms: they answered the same questions. Raises ValueError where `arm`, `full` and `scales` differ in length.
     """
@@ -297,7 +297,8 @@ def gain_covariance(
     if len(arm) != len(full or arm) or len(full or ()) != len(scales or full or ()):
         raise ValueError("arm, full and scales need one entry per block each")
     given = [run for pair in (*arm, *(full or [])) for run in pair]
-    runs = [run if isinstance(run, Scored) else Scored(metric, run) for run in given]
+    columns = [run if isinstance(run, Scored) or run is None else Scored(metric, run) for run in given]
+    runs = [run for run in columns if run is not None]
     try:
         if not runs or any(not run.ids for run in runs):
             return ItemError(None, "no predictions are stored")
@@ -305,7 +306,7 @@ def gain_covariance(
         if len(set(ids)) < len(ids) or any(run.ids != ids for run in runs):
             return ItemError(None, "the runs were not scored on the same items")
         with np.errstate(all="ignore"):
-            psi = np.stack([run.resamples for run in runs], axis=1)
+            psi = np.stack([np.zeros(RESAMPLES) if run is None else run.resamples for run in columns], axis=1)
     except KeyError as error:
         return ItemError(None, f"the predictions hold no {error.args[0]} for {metric}")
     except ValueError as error:

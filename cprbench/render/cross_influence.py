@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from cprbench.judge.cross_influence import CrossInfluence, Retention
 from cprbench.judge.groups import Figure
-from cprbench.render.heatmap import legend, page, percent, scrolled, step, told
+from cprbench.render.heatmap import legend, percent, step, told
 from cprbench.render.numbers import score
+from cprbench.render.page import page, plain, scrolled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,11 +31,6 @@ COST = (
 GRID = ("k", "reached", "q", "eq. 34, T", "eq. 34, T^2", "eq. 35")
 _VALUES = 8  # as many singular values as a line shows
 Facts = Iterable[tuple[str, str]]
-
-
-def plain(text: str) -> str:
-    """Return a stranger's text with what a terminal would obey or hide (control, direction marks) written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def numbers(found: CrossInfluence) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from cprbench.blueprint.signals import norms_of
 from cprbench.errors import MethodError
 from cprbench.judge.groups import Figure
 from cprbench.render.numbers import number, resource_title
+from cprbench.render.page import page, scrolled
 from cprbench.spec import RESOURCES
 
 #: A share's step on the scale, 0 to 6, is how many of these it reaches. Fixed, so that pages compare by colour.
@@ -147,17 +148,6 @@ def html(blueprint: Blueprint) -> str:
     return page(title, lead, body)
 
 
-def page(title: str, lead: str, body: str) -> str:
-    """Return a page that asks for nothing and runs nothing; all three are HTML, escaped already."""
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{title}</title>\n<style>\n{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n<p>{lead}</p>\n"
-        f"{body}</main>\n</body>\n</html>\n"
-    )
-
-
 def legend() -> str:
     """Return the colour scale as a list."""
     edges = [f"{100 * edge:g}" for edge in EDGES]
@@ -217,48 +207,3 @@ def _row(layer: Layer, reference: str) -> Sequence[str]:
 
 def _interval(interval: Interval | None) -> str:
     return "not told" if interval is None else f"{told(interval.low)} to {told(interval.high)}"
-
-
-def scrolled(kind: str, label: str, lines: Sequence[str]) -> str:
-    """Return a table of class `kind` that scrolls inside the page; `label` and its `lines` are HTML."""
-    inside = "\n".join(lines)
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">\n'
-        f'<table class="{kind}">\n<caption>{label}</caption>\n{inside}\n</table>\n</div>'
-    )
-
-
-_STYLE = """\
-:root{color-scheme:light dark;--page:#fff;--ink:#17212b;--soft:#52606d;--line:#d5dbe1}
-.s0{--b:#f4f8fc;--t:#17212b}.s1{--b:#deebf7;--t:#17212b}.s2{--b:#c1d9ef;--t:#17212b}.s3{--b:#94c4e4;--t:#17212b}
-.s4{--b:#5aa2d1;--t:#0b1620}.s5{--b:#1f67ad;--t:#fff}.s6{--b:#08306b;--t:#fff}
-@media screen and (prefers-color-scheme:dark){
-:root{--page:#10161d;--ink:#e4eaf0;--soft:#a3b0bd;--line:#2f3b47}
-.s0{--b:#151d27;--t:#c9d5e0}.s1{--b:#16283c;--t:#dbe6f0}.s2{--b:#193a5b;--t:#e8f1f9}.s3{--b:#1d5283;--t:#fff}
-.s4{--b:#3d86c6;--t:#06121d}.s5{--b:#83b9e8;--t:#06121d}.s6{--b:#d3e9fd;--t:#06121d}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,sans-serif;overflow-wrap:break-word}
-main{max-width:72rem;margin:0 auto;padding:1rem}
-h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0}h2{font-size:1.1rem;margin:2rem 0 .5rem}
-.scroll{overflow-x:auto;max-width:100%}
-table{border-collapse:separate;border-spacing:2px;font-size:.875rem}
-caption{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
-th,td{padding:.25rem .5rem;text-align:right;font-variant-numeric:tabular-nums}
-th{font-weight:600}thead th{color:var(--soft);vertical-align:bottom}tbody th,thead .first{text-align:left}
-.heat th[scope=colgroup]{border-bottom:1px solid var(--line)}
-.heat td,.heat thead th[scope]:not(.first){min-width:3.6rem;text-align:center}
-td[class^=s],.legend li{background:var(--b);color:var(--t);border-radius:3px}
-td.none{color:var(--soft)}
-.scroll tbody th,.scroll .first{position:sticky;left:0;background:var(--page);overflow-wrap:anywhere}
-.heat tbody th{min-width:6.5rem}.details tbody th{min-width:6.5rem}
-.details,.facts{border-collapse:collapse}
-.details td,.details th,.facts td,.facts th{border-bottom:1px solid var(--line);vertical-align:top}
-.details td{white-space:nowrap}.details th:last-child{text-align:left}
-.details td:last-child{white-space:normal;min-width:18rem;text-align:left}
-.pairs tr>:nth-child(2){text-align:left;min-width:9rem;overflow-wrap:anywhere}
-.facts th,.facts td{text-align:left}.facts th{color:var(--soft);min-width:7rem}.facts td{overflow-wrap:anywhere}
-.legend{display:flex;flex-wrap:wrap;gap:2px;margin:0 0 .5rem;padding:0;list-style:none;font-size:.8rem}
-.legend li{padding:.1rem .6rem;print-color-adjust:exact}
-@media print{.scroll{overflow:visible}.scroll th{position:static!important}td{print-color-adjust:exact}
-tr{break-inside:avoid}.details{font-size:.7rem}}
-"""

@@ -41,6 +41,16 @@ def number(figure: Told, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - whole)}f}" if abs(value) >= 1 else f"{value:.{digits}g}"
 
 
+def tick(value: float) -> str:
+    """Return a number as an axis shows it: as short as it can be told, powers of ten where it is large or small."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.6g}"
+    digits, power = f"{value:.3e}".split("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    digits = digits.rstrip("0").rstrip(".")
+    return f"10{raised}" if digits == "1" else f"{digits}×10{raised}"
+
+
 def score(figure: Told) -> str:
     """Return a score with three decimals, or its reason."""
     return figure.why or "not measured" if figure.value is None else f"{figure.value:.3f}"

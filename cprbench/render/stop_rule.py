@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from html import escape as xml
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cprbench.errors import CprbenchError
 from cprbench.judge.groups import Figure
+from cprbench.render.figures.saving import svg
+from cprbench.render.figures.style import INK, SOFT, looks, scale
 from cprbench.render.numbers import number, percent
+from cprbench.render.report.document import Drawing
 
 _COLUMNS = ("eta", "window", "patience", "stopped_at", "gamma", "saved", "psi", "lost", "lost_share", "why")
 
@@ -80,41 +81,29 @@ def replay_svg(document: Mapping[str, Any]) -> str:
 
     The same bytes for the same document and matplotlib. Raises CprbenchError where matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure as Drawing
-    except ImportError as error:
-        raise CprbenchError(
-            f"the figure needs matplotlib ({error}): pip install matplotlib, or leave --out away"
-        ) from None
-    points, resource = document["points"], _plain(document["resource"])
-    spent = [point["gamma"] for point in points]
-    # Text stays text (a reader can search it); ids come from a fixed salt instead of chance.
-    with matplotlib.rc_context({"svg.hashsalt": "cprbench", "svg.fonttype": "none"}):
-        drawing = Drawing(figsize=(7, 6), layout="constrained")
-        curve, ratio = drawing.subplots(2, 1, sharex=True)
-        curve.plot(spent, [point["psi"] for point in points], marker=".", color="black")
-        curve.set_ylabel(f"psi = {_plain(_psi(document))}".replace(" (", "\n("))  # a long label is cut at the edge
-        windows = [(point["gamma"], point["ratio"]) for point in points if point["ratio"] is not None]
-        ratio.plot([gamma for gamma, _ in windows], [value for _, value in windows], marker=".", color="black")
-        ratio.axhline(0, color="0.7", linewidth=0.8)
-        ratio.set_ylabel("psi gained per unit, over the window")
+    points, resource = document["points"], document["resource"]
+    windows = [(point["gamma"], point["ratio"]) for point in points if point["ratio"] is not None]
+    stops = [row for row in document["replays"] if row["stopped_at"] is not None]
+
+    def draw(figure: Any) -> None:
+        curve, ratio = figure.subplots(2, 1, sharex=True)
+        curve.plot([point["gamma"] for point in points], [point["psi"] for point in points], marker=".", color=INK)
+        curve.set_ylabel(f"psi = {_psi(document)}".replace(" (", "\n("))  # a long label is cut at the edge
+        ratio.plot(*zip(*windows, strict=True), marker=".", color=INK) if windows else None
+        ratio.axhline(0, color=SOFT, linewidth=0.8)
+        ratio.set_ylabel("psi gained per unit,\nover the window")
         ratio.set_xlabel(resource)
-        for number_, row in enumerate(document["replays"]):
-            if row["stopped_at"] is not None:
-                style = ("--", "-.", ":")[number_ % 3]  # lines differ without colour too
-                for axes in (curve, ratio):
-                    axes.axvline(row["gamma"], linestyle=style, color=f"C{number_}", label=f"eta = {row['eta']}")
-        if any(row["stopped_at"] is not None for row in document["replays"]):
+        scale(ratio, "x", ())
+        scale(ratio, "y", ())
+        for row, look in zip(stops, looks([str(i) for i in range(len(stops))]).values(), strict=True):
+            for axes in (curve, ratio):
+                axes.axvline(row["gamma"], linestyle=look.dash, color=look.colour, label=f"eta = {row['eta']}")
+        if stops:
             curve.legend(title="stops at")
-        text = io.StringIO()
-        drawing.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    title = xml(f"Stop rule: {_psi(document)} per {document['resource']}")
-    told = "; ".join(_sentence(row, document["resource"]) for row in document["replays"])
-    labels = f'<title id="title">{title}</title>\n<desc id="desc">{xml(f"{_lead(document)}. {told}.")}</desc>\n'
-    head, rest = text.getvalue().split("<svg ", 1)
-    attributes, body = rest.split(">", 1)
-    return f'{head}<svg role="img" aria-labelledby="title desc" {attributes}>\n{labels}{body.lstrip()}'
+
+    told = "; ".join(_sentence(row, resource) for row in document["replays"])
+    title = f"Stop rule: {_psi(document)} per {resource}"
+    return svg(Drawing("stop-rule", title, f"{_lead(document)}. {told}.", draw, (7, 6)), alone=True)
 
 
 def _sentence(row: Mapping[str, Any], resource: str) -> str:
@@ -122,8 +111,3 @@ def _sentence(row: Mapping[str, Any], resource: str) -> str:
         return f"eta {row['eta']} never stops"
     saved, lost = percent(Figure(row["saved"])), number(Figure(row["lost"]))
     return f"eta {row['eta']} stops at {row['stopped_at']}, saves {saved} of {resource}, loses {lost} of psi"
-
-
-def _plain(text: str) -> str:
-    """Return text that matplotlib sets as it stands, not as a formula."""
-    return text.replace("$", r"\$")

@@ -9,7 +9,7 @@ from rich.table import Table
 from cprbench.judge.cpr import Group
 from cprbench.judge.retention import retention
 from cprbench.render import retention as page
-from cprbench.render.markdown import headline
+from cprbench.render.report.answer import headline
 from cprbench.render.numbers import number, percent, score, signed, times
 from cprbench.render.retention import short
 

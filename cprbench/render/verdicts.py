@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 from cprbench.judge.groups import Figure
 from cprbench.judge.verdicts import Verdict
-from cprbench.render.markdown import escape
 from cprbench.render.numbers import number
+from cprbench.render.report.markdown import escape
 
 _WIDTH = 80
 _INDENT = " " * 11
@@ -28,10 +28,10 @@ def text(verdicts: Sequence[Verdict]) -> str:
     """Return the verdicts for a terminal of 80 columns, and their count in the last line."""
     lines = []
     for verdict in verdicts:
-        head = f"{verdict.verdict:<10} {_clean(verdict.id)}: {_answer(verdict)}"
+        head = f"{verdict.verdict:<10} {clean(verdict.id)}: {answer_of(verdict)}"
         lines += textwrap.wrap(head, _WIDTH, subsequent_indent=_INDENT)
         for part in (verdict.text, verdict.reason):
-            lines += textwrap.wrap(_clean(part), _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
+            lines += textwrap.wrap(clean(part), _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
         if verdict.verdict == "open" and verdict.command:
             lines += _command(verdict.command)
     return "\n".join([*lines, summary(verdicts)]) + "\n"
@@ -57,8 +57,8 @@ def junit(verdicts: Sequence[Verdict]) -> str:
     root = ElementTree.Element("testsuites", {"name": "cprbench check"} | {k: totals[k] for k in list(totals)[:3]})
     suite = ElementTree.SubElement(root, "testsuite", {"name": "cprbench check"} | totals)
     for verdict in verdicts:
-        case = ElementTree.SubElement(suite, "testcase", classname="cprbench.check", name=_clean(verdict.id))
-        message = f"{_answer(verdict)}: {_clean(verdict.reason)}"
+        case = ElementTree.SubElement(suite, "testcase", classname="cprbench.check", name=clean(verdict.id))
+        message = f"{answer_of(verdict)}: {clean(verdict.reason)}"
         if verdict.verdict == "refuted":
             ElementTree.SubElement(case, "failure", type="refuted", message=message).text = _told(verdict)
         elif verdict.verdict == "open":
@@ -73,7 +73,7 @@ def github_annotations(verdicts: Sequence[Verdict]) -> str:
     order = sorted(verdicts, key=lambda verdict: ("refuted", "open", "supported").index(verdict.verdict))
     lines = []
     for verdict in order:
-        title = _data(f"{verdict.verdict}: {_clean(verdict.id)}").replace(":", "%3A").replace(",", "%2C")
+        title = _data(f"{verdict.verdict}: {clean(verdict.id)}").replace(":", "%3A").replace(",", "%2C")
         lines.append(f"::{_LEVEL[verdict.verdict]} title={title}::{_data(_told(verdict))}\n")
     return "".join(lines)
 
@@ -85,23 +85,23 @@ def job_summary(verdicts: Sequence[Verdict]) -> str:
         lines += ["| verdict | claim | measured | why |", "|---|---|---|---|"]
     for verdict in verdicts:
         claim = f"{_cell(verdict.id)}<br>{_cell(verdict.text)}" if verdict.text else _cell(verdict.id)
-        lines.append(f"| {verdict.verdict} | {claim} | {_cell(_answer(verdict))} | {_cell(verdict.reason)} |")
-    commands = dict.fromkeys(_clean(v.command) for v in verdicts if v.verdict == "open" and v.command)
+        lines.append(f"| {verdict.verdict} | {claim} | {_cell(answer_of(verdict))} | {_cell(verdict.reason)} |")
+    commands = dict.fromkeys(clean(v.command) for v in verdicts if v.verdict == "open" and v.command)
     if commands:
         # Indented, not fenced: no text can end an indented block.
         lines += ["", "To measure what is open:", "", *(f"    {command}" for command in commands)]
     return "\n".join(lines) + "\n"
 
 
-def _answer(verdict: Verdict) -> str:
+def answer_of(verdict: Verdict) -> str:
     """Return the number, its interval and what was wanted, in one line."""
     if verdict.value is None:
-        return "not measured" + (f", wanted {_clean(verdict.threshold)}" if verdict.threshold else "")
+        return "not measured" + (f", wanted {clean(verdict.threshold)}" if verdict.threshold else "")
     shown = number(Figure(verdict.value))
     if verdict.low is not None or verdict.high is not None:
         low, high = (number(Figure(end, "unbounded")) for end in (verdict.low, verdict.high))
         shown += f" [{low}, {high}]"
-    return shown + (f", wanted {_clean(verdict.threshold)}" if verdict.threshold else "")
+    return shown + (f", wanted {clean(verdict.threshold)}" if verdict.threshold else "")
 
 
 def _told(verdict: Verdict) -> str:
@@ -109,17 +109,17 @@ def _told(verdict: Verdict) -> str:
     parts = {
         "": verdict.text,
         "source: ": verdict.source,
-        "measured: ": _answer(verdict),
+        "measured: ": answer_of(verdict),
         "why: ": verdict.reason,
         "command: ": verdict.command if verdict.verdict == "open" else "",
     }
-    return "\n".join(f"{name}{_clean(part)}" for name, part in parts.items() if part)
+    return "\n".join(f"{name}{clean(part)}" for name, part in parts.items() if part)
 
 
 def _command(command: str) -> list[str]:
     """Return a command in lines that can be pasted into a shell, broken between its words."""
     lines = [""]
-    for word in _WORD.findall(_clean(command)):
+    for word in _WORD.findall(clean(command)):
         if lines[-1] and len(_INDENT) + len(lines[-1]) + len(word) + len("  \\") > _WIDTH:
             lines.append("  " + word)
         else:
@@ -127,7 +127,7 @@ def _command(command: str) -> list[str]:
     return [f"{_INDENT}{line} \\" for line in lines[:-1]] + [_INDENT + lines[-1]]
 
 
-def _clean(value: str) -> str:
+def clean(value: str) -> str:
     """Return text in one line, without what steers a terminal, turns the reading direction or XML forbids."""
     return " ".join("".join(c if c.isprintable() else " " for c in value).split())
 
@@ -137,4 +137,4 @@ def _data(value: str) -> str:
 
 
 def _cell(value: str) -> str:
-    return escape(_clean(value))
+    return escape(clean(value))

@@ -75,6 +75,9 @@ def test_bad_words_are_refused_with_the_nearest_right_one() -> None:
     )
     assert "lr=RATE" in refused("run", "movie-snippets", "--model", "minilm", "--search", "lr=fast")
     assert "no such folder" in refused("report", "nowhere")
+    assert "Did you mean 'html'" in refused("report", "nowhere", "--format", "htm")
+    assert "pass --out DIR" in refused("report", "nowhere", "--format", "html")
+    assert "pass --out DIR" in refused("report", "nowhere", "--format", "md,csv")
 
 
 def test_a_mistyped_key_in_a_suite_file_is_named(tmp_path: Path) -> None:
@@ -91,11 +94,15 @@ def test_report_and_status_read_real_records(minilm2: Path, run_arm: Arm, runs_f
         run_arm(minilm2, method)
     text = cprbench("report", str(runs_folder)).stdout
     assert "movie-snippets v1" in text
-    assert "| full |" in text
-    assert "energy" in text
+    assert "No arm can be compared with full tuning here." in text
+    assert max(map(len, text.splitlines())) <= 80
+    page = cprbench("report", str(runs_folder), "--format", "md").stdout
+    assert "| full |" in page and "Not measured, and why" in page
     written = cprbench("report", str(runs_folder), "--out", str(tmp_path / "pages"))
-    assert written.stdout.strip() == str(tmp_path / "pages" / "report.md")
-    assert (tmp_path / "pages" / "report.md").read_text() == text.removesuffix("\n")
+    assert written.stdout.strip() == str(tmp_path / "pages" / "report.html")
+    cprbench("report", str(runs_folder), "--format", "md,csv", "--out", str(tmp_path / "pages"))
+    assert (tmp_path / "pages" / "report.md").read_text() == page
+    assert (tmp_path / "pages" / "runs.csv").read_text().startswith("run_id,")
     groups = json.loads(cprbench("report", str(runs_folder), "--json").stdout)["groups"]
     assert any(arm["arm"] == "full" for group in groups for arm in group["arms"])
     status = json.loads(cprbench("status", str(runs_folder), "--json").stdout)

@@ -343,7 +343,7 @@ def test_a_record_that_contradicts_itself_stops_no_comparison(overrides: dict[st
 def test_a_run_whose_psi_was_not_given_has_costs_and_no_gain() -> None:
     arm = arm_of("lora", make_record(arm="lora", psi=make_psi(None, None), new_head_parameters=0))
     assert (arm.blocks, arm.failed, arm.finals) == ((0,), 0, ())
-    assert arm.final == arm.base == Figure.of(arm.gain) == Figure(None, "no psi was given")
+    assert Figure.of(arm.final) == arm.base == Figure.of(arm.gain) == Figure(None, "no psi was given")
     assert arm.retained_gain.value is None
     assert arm.gamma["flops"].value == 1000
 

@@ -14,7 +14,7 @@ from cprbench.judge.cpr import Group, compare
 from cprbench.judge.curves import Curves, curve, curves
 from cprbench.judge.evidence import Evidence, gather
 from cprbench.render import curves as page
-from cprbench.render.markdown import render_report
+from cprbench.render.report.writing import render_report
 from tests.conftest import ROOT
 from tests.records_factory import make_record, store_run
 
@@ -114,9 +114,8 @@ def test_the_report_shows_the_front_the_target_and_the_last_window_of_real_runs(
         archive.extractall(tmp_path)
     evidence: Evidence = gather(tmp_path)
     report = render_report(evidence.records, {}, evidence)
-    table = report.split("### Against billed FLOPs")[1].split("\n\n")[1]
+    table = report.split("**Against billed FLOPs**")[1].split("\n\n")[1]
     cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in table.splitlines()}
     assert cells["head"][1] == "no: below the capability floor"
     assert cells["full"][:2] == ["full itself", "yes"]
     assert cells["lora"][2].startswith("not reached (1 of 2 blocks missed)")
-    assert "Against billed" not in render_report(evidence.records)  # histories are files of runs

@@ -34,7 +34,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += attrs
-        if tag not in ("meta", "!doctype"):
+        if tag not in ("meta", "input"):
             self.open.append(tag)
         if tag == "table":
             self.tables.append([])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,14 +9,18 @@ from typing import Any
 import pytest
 
 from cprbench.judge.groups import Figure
-from cprbench.render.markdown import escape, render_report
 from cprbench.render.numbers import number, percent, score, signed, times
+from cprbench.render.report.markdown import escape
+from cprbench.render.report.writing import render_report
 from cprbench.spec import Environment, Reading, RunRecord
 from tests.records_factory import CPU, GPU, make_psi, make_record, make_search
 
 PARTIAL = "partial k=0.15"
 #: A mark of every kind that would make Markdown show something else than the text.
 EVIL = "a|b <img src=x onerror=alert(1)> [link](http://evil.example) **bold** `code` # h\nsecond line"
+
+
+MAIN = "What each arm keeps"
 
 
 def runs(**partial: Any) -> list[RunRecord]:
@@ -37,11 +40,15 @@ def cells(report: str) -> Iterator[list[str]]:
             yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
-def row(report: str, first: str, table: int) -> list[str]:
-    """Return the cells of the row that begins with `first` in the table of that number."""
-    lines = report.splitlines()
-    found = [list(group) for is_row, group in itertools.groupby(lines, lambda line: line[:1] == "|") if is_row]
-    (wanted,) = [line for line in cells("\n".join(found[table])) if line[0] == first]
+def table(report: str, title: str) -> list[list[str]]:
+    """Return the rows of the table under a title that begins so, its header among them."""
+    below = report.split(f"**{title}")[1].split("\n\n", 2)[1]
+    return list(cells(below))
+
+
+def row(report: str, first: str, title: str) -> list[str]:
+    """Return the cells of the row that begins with `first` in the table of that title."""
+    (wanted,) = [line for line in table(report, title) if line[0] == first]
     return wanted
 
 
@@ -50,35 +57,24 @@ def test_the_report_has_scores_costs_and_multiples_of_every_arm() -> None:
     assert "## movie-snippets v1 x all-MiniLM-L6-v2" in report
     assert f"\n{CPU}. 2 blocks: points, no interval.\n" in report
     assert "Gains are on accuracy, against method head (the model got a new random head) in the same block." in report
-    assert row(report, PARTIAL, 0) == [
-        *(PARTIAL, "2", "0.500", "0.600", "0.750", "0.750 0.750", "+0.150", "75 %", "15 %"),
+    assert row(report, PARTIAL, MAIN) == [
+        *(PARTIAL, "2", "0.750", "+0.150", "75 %", "0.50x", "1.50x", "points only, 2 blocks"),
     ]
-    assert row(report, PARTIAL, 1) == [
-        PARTIAL,
-        "3600",
-        "1.00",
-        "2.00",
-        "not measured",
-        "4.00",
-        "not measured",
-        "500",
-        "none (declared rate)",
+    assert row(report, PARTIAL, "Scores") == [
+        *(PARTIAL, "2", "0", "0.500", "0.600", "0.750", "+0.150", "75 %", "15 %"),
     ]
-    assert row(report, PARTIAL, 2) == [
-        PARTIAL,
-        "75 %",
-        "0.75x",
-        "0.75x",
-        "not measured",
-        "0.75x",
-        "not measured",
-        "1.50x",
+    assert row(report, PARTIAL, "Cost per run") == [
+        *(PARTIAL, "3600", "1.00", "2.00", "not measured", "4.00", "not measured", "500", "none (declared rate)"),
     ]
-    assert "full" not in [line[0] for line in cells(report.split("Multiple of full")[1])]
+    assert row(report, PARTIAL, "Multiple of full") == [
+        *(PARTIAL, "75 %", "0.75x", "0.75x", "not measured", "0.75x", "not measured", "1.50x"),
+    ]
+    assert "full" not in [line[0] for line in table(report, "Multiple of full")]
 
 
-def test_the_headline_says_what_is_kept_at_which_cost() -> None:
-    assert f"\n{PARTIAL} keeps 75 % of full's gain (1.50x full's gain per FLOP).\n" in render_report(runs())
+def test_the_answer_says_what_is_kept_at_which_cost_and_whether_that_is_shown() -> None:
+    answer = f"{PARTIAL} keeps 75 % of full's gain for 0.50x its FLOPs (1.50x its gain per FLOP)"
+    assert f"\n{answer}: points only, 2 blocks.\n" in render_report(runs())
     alone = render_report([make_record(arm="head", final=0.6)])
     assert "\nNo arm can be compared with full tuning here.\n" in alone
 
@@ -95,29 +91,34 @@ def test_what_was_not_measured_is_a_word_with_its_reason_and_never_a_number() ->
     for line in cells(report):
         assert not {"None", "nan", "inf", "0 kWh"} & set(line)
     missing = render_report([r for r in runs() if r.arm != "head"])
-    assert row(missing, PARTIAL, 0)[3] == row(missing, PARTIAL, 0)[6] == "no head run in every block"
+    assert row(missing, PARTIAL, "Scores")[4] == row(missing, PARTIAL, "Scores")[6] == "no head run in every block"
 
 
 def test_a_reason_stands_only_with_the_runs_that_it_belongs_to() -> None:
     on_gpu = [Reading(phase="billed", quantity="cpu_energy_joules", value=None, why_missing="the GPU said no")]
     records = [make_record(arm="full"), make_record(arm="full", hardware_class=GPU, readings=on_gpu)]
     report = render_report(records)
-    assert report.count("no meter here") == report.count("the GPU said no") == 1
+    for reason in ("no meter here", "the GPU said no"):
+        assert report.count(f"- kWh: {reason}\n") == 1
+        (group,) = [part for part in report.split("\n## ") if reason in part and "x all-MiniLM" in part]
+        assert (GPU if "GPU" in reason else CPU) in group
 
 
 def test_failed_runs_are_listed_with_their_errors() -> None:
     broken = make_record(block=2, status="out_of_memory", error="no room for 3 GB")
     report = render_report([*runs(), broken])
     assert "Runs that did not end well:" in report
-    assert f"- `{broken.run_id}` {PARTIAL}, block 2: out_of_memory: no room for 3 GB\n" in report
-    assert row(report, PARTIAL, 0)[1] == "2"
+    assert f"- {broken.run_id} {PARTIAL}, block 2: out\\_of\\_memory: no room for 3 GB\n" in report
+    assert row(report, PARTIAL, MAIN)[1] == "2"
     assert "did not end well" not in render_report(runs())
 
 
 def test_damaged_directories_are_named_at_the_end() -> None:
     report = render_report(runs(), {"b" * 16: "no manifest.json", "a" * 16: "record.json: altered"})
     end = report.split("## Damaged records, left out\n")[1]
-    assert end.strip().splitlines() == [f"- `{'a' * 16}`: record.json: altered", f"- `{'b' * 16}`: no manifest.json"]
+    assert end.strip().splitlines() == [
+        *("What is wrong with them:", "", f"- {'a' * 16}: record.json: altered", f"- {'b' * 16}: no manifest.json"),
+    ]
     assert "Damaged" not in render_report(runs(), {})
 
 
@@ -137,15 +138,15 @@ def test_the_suite_and_its_version_are_named() -> None:
 def test_the_cost_of_a_search_has_a_column_of_its_own() -> None:
     trials = [make_record(role="search", block=9, run_id=str(i) * 16) for i in (1, 2)]
     report = render_report([*runs(search=make_search(*trials)), *trials])
-    assert row(report, PARTIAL, 1)[-1] == "2 trials, 7200 s"
+    assert row(report, PARTIAL, "Cost per run")[-1] == "2 trials, 7200 s"
     lost = render_report(runs(search=make_search(*trials)))
-    assert row(lost, PARTIAL, 1)[-1].startswith("2 trials, the records of its trials are not here")
+    assert row(lost, PARTIAL, "Cost per run")[-1].startswith("2 trials, the records of its trials are not here")
 
 
 def test_a_search_whose_cost_is_unknown_has_no_unit() -> None:
     trial = make_record(role="search")
     lost = render_report(runs(search=make_search(trial)))
-    assert row(lost, PARTIAL, 1)[-1] == "1 trials, the records of its trials are not here"
+    assert row(lost, PARTIAL, "Cost per run")[-1] == "1 trial, the records of its trials are not here"
 
 
 def test_no_runs_make_a_report_that_says_so() -> None:
@@ -188,8 +189,8 @@ def assert_harmless(report: str) -> None:
         r"^second line",
     ):
         assert not re.search(active, report, re.MULTILINE), active
-    widths = [len(line) for line in cells(report)]
-    assert set(widths) <= {8, 9}
+    for lines in re.findall(r"(?:^\|.*\n)+", report, re.MULTILINE):  # a table's
+        assert len({len(line) for line in cells(lines)}) == 1, lines
 
 
 @pytest.mark.parametrize(
@@ -287,9 +288,9 @@ def test_an_arm_that_trains_fully_on_chosen_data_has_its_multiple_and_a_sweep_s_
     records += [arm(f"full selection=random q=0.{i}", 0.6 + i / 50, 100 * i + 100) for i in range(1, 8)]
     report = render_report(records)
     assert "| full selection=random q=0.1 | 10 % | " in report.split("Multiple of full")[1]
-    answer = next(line for line in report.splitlines() if line.startswith("Of 7 arms"))
-    assert "full selection=random q=0.7 keeps 70 % of full's gain (0.87x full's gain per FLOP)." in answer
-    assert answer.count("keeps") == 1  # here one arm is both
+    assert "\nOf 7 arms, the most kept and the most per FLOP:\n" in report
+    answer = "full selection=random q=0.7 keeps 70 % of full's gain for 0.80x its FLOPs (0.87x its gain per FLOP)"
+    assert [line for line in report.splitlines() if " keeps " in line] == [f"{answer}: points only, 1 block."]
 
 
 def test_predictors_stand_on_the_page_beside_the_loss_alone_and_published_scores_with_their_cost() -> None:
@@ -314,6 +315,7 @@ def test_predictors_stand_on_the_page_beside_the_loss_alone_and_published_scores
 
 def test_runs_by_several_processes_have_a_table_of_their_own_that_says_so() -> None:
     together = Environment(hardware_class=CPU, facts={"processes": 2})
-    page = render_report([make_record(arm="full"), make_record(arm="full", environment=together)])
-    assert page.count(f"\n{CPU}, role") + page.count(f"\n{CPU}. ") + page.count(f"\n{CPU}, suite") == 1
+    page = render_report([make_record(arm="full"), make_record(arm="full", environment=together, run_id="2" * 16)])
+    assert page.count(f"\n{CPU}. ") == 1
+    assert "## movie-snippets v1 x all-MiniLM-L6-v2, 2 processes\n" in page
     assert page.count(f"{CPU}, 2 processes") == 1

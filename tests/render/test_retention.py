@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cprbench.cli import app
 from cprbench.judge.cpr import compare
 from cprbench.judge.retention import retention
-from cprbench.render.markdown import render_report
+from cprbench.render.report.writing import render_report
 from cprbench.render.retention import COLUMNS, answer, short
 from cprbench.render.terminal import print_groups
 from cprbench.runs import store
@@ -22,12 +22,12 @@ from cprbench.spec import RunRecord
 from tests.judge.test_retention import AT_FLOPS, AT_Q, PICKED, references, run, sweep, swept
 from tests.render.test_markdown import EVIL, cells
 
-TITLE = "### Retention against full tuning on all data (k = 1, q = 1)"
+TITLE = "**Retention against full tuning on all data (k = 1, q = 1)**"
 
 
 def section(*records: RunRecord) -> str:
     """Return the part of the report that is about retention."""
-    return render_report(records).split(TITLE)[1].split("Sources:")[0]
+    return render_report(records).split(TITLE)[1].split("</details>")[0]
 
 
 def row(text: str, arm: str) -> dict[str, str]:
@@ -124,7 +124,7 @@ def test_the_terminal_shows_the_table_in_80_columns() -> None:
     worse = run("partial k=0.00052 selection=predicted q=0.05", 0.1, q=0.05, k=0.00052)
     lines = terminal(*sweep(), worse, run("lora", 0.7))
     assert max(map(len, lines)) <= 80
-    start = lines.index(TITLE.removeprefix("### "))
+    start = lines.index(TITLE.strip("*"))
     assert lines[start + 2].split() == ["arm", "k", "q", "kept", "q", "FLOPs", "T", "T²", "eq35", "FLOPs", "k·q"]
     (found,) = [line.split() for line in lines[start:] if " 0.045" in line]
     assert " ".join(found) == "partial k=0.15 0.15 0.3 75 % 50 % 82 % 30 % 25 % 14 % 30 % 0.045"
@@ -146,7 +146,7 @@ def test_a_hostile_name_is_shown_as_text() -> None:
         assert not re.search(active, report, re.MULTILINE), active
     assert {len(line) for line in cells(report)} == {1 + len(COLUMNS)}
     shown = "\n".join(terminal(*sweep(), run("[red]evil", 0.7, method="partial")))
-    assert "[red]evil" in shown.split(TITLE.removeprefix("### "))[1]
+    assert "[red]evil" in shown.split(TITLE.strip("*"))[1]
 
 
 @pytest.mark.parametrize("selects", [True, False])

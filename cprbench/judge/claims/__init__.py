@@ -129,9 +129,12 @@ class _Answer:
     external: bool = False  # of loops that are not ours, which keep no predictions
 
 
-def check(claims: Sequence[Claim], evidence: Evidence) -> list[Verdict]:
-    """Return a verdict per claim, in their order; Holm adjusts over those with primary = true (measurement C3.8)."""
-    groups = compare(evidence.records, evidence.predictions)
+def check(claims: Sequence[Claim], evidence: Evidence, groups: Sequence[Group] | None = None) -> list[Verdict]:
+    """Return a verdict per claim, in their order; Holm adjusts over those with primary = true (measurement C3.8).
+
+    `groups`: what compare() said of the same evidence, where a caller has asked it already.
+    """
+    groups = compare(evidence.records, evidence.predictions) if groups is None else groups
     answers: dict[str, _Answer | str] = {}
     for claim in claims:
         try:

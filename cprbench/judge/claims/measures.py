@@ -16,7 +16,7 @@ from cprbench.judge import cpr, scaling
 from cprbench.judge.claims import file_measures as files
 from cprbench.judge.claims.asking import Ask, UnmeasuredError, mean_over
 from cprbench.judge.cpr import AXES, COUNTED, Comparison
-from cprbench.judge.groups import Figure, trained_share_of
+from cprbench.judge.groups import Figure, k_of, q_of
 from cprbench.judge.retention import PREDICTIONS, retention
 from cprbench.judge.statistics import Estimate
 from cprbench.runs.store import HISTORY
@@ -69,23 +69,11 @@ def _shares_of(ask: Ask) -> tuple[list[float], dict[str, dict[int, RunRecord]], 
     """Return the share that each arm reached (of parameters; of examples with `over` = "q"), their runs, the blocks."""
     runs = {name: ask.arm(name) for name in ask.claim.arms}
     blocks = list(next(iter(runs.values())))  # all arms have the same: Ask.arm saw to it
-    share = _q if ask.claim.settings.get("over") == "q" else _k
+    share = q_of if ask.claim.settings.get("over") == "q" else k_of
     found = [[share(record) for record in of.values()] for of in runs.values()]
     if any(value is None for values in found for value in values):
         raise UnmeasuredError("could not be measured: a run does not tell its share")
     return [sum(v for v in values if v is not None) / len(values) for values in found], runs, blocks
-
-
-def _k(record: RunRecord) -> float | None:
-    if record.spec.method.name == "full":
-        return 1.0
-    return trained_share_of(record) if record.k_reached is None else record.k_reached
-
-
-def _q(record: RunRecord) -> float | None:
-    told = record.notes.get("selection")
-    reached = told.get("q_reached") if isinstance(told, dict) else None
-    return 1.0 if record.spec.selection.name == "all" else reached if isinstance(reached, float) else None
 
 
 def _by_block(ask: Ask, axis: str | None) -> tuple[list[float], dict[int, list[float]]]:
@@ -148,7 +136,7 @@ def _cost_model_error(ask: Ask) -> Estimate:
     for block in next(iter(runs.values())):
         cells = {}
         for record in (of[block] for of in runs.values()):
-            k, q, cost = _k(record), _q(record), cpr.cost_of(record, ask.claim.resource)
+            k, q, cost = k_of(record), q_of(record), cpr.cost_of(record, ask.claim.resource)
             if k is None or q is None or cost is None:
                 raise UnmeasuredError(f"could not be measured: {why} in block {block}")
             cells[k, q] = cost

@@ -1,0 +1,132 @@
+"""How figures look: colours that read on white and on the dark page, marks that differ without colour, axes, labels."""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from cprbench.judge.statistics import Estimate
+from cprbench.render.numbers import tick
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+INK, SOFT, LINE = "#000000", "#52606d", "#d5dbe1"
+#: Contrast 3:1 or more on white and on #10161d; apart in any colour blindness (a test holds both).
+COLOURS = ("#0072b2", "#d55e00", "#9900ff", "#aa8888", "#995533", "#9977ff")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+Dash = Literal["-", "none"] | tuple[float, tuple[float, ...]]
+DASHES: tuple[Dash, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), (0, (6, 2, 1, 2, 1, 2)))
+HATCHES = ("", "////", "||||", "\\\\\\\\", "xxxx", "----")
+#: What no writing needs: controls, marks of direction, halves of characters, code points without a character.
+_NOT_SHOWN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+#: Larger spans of an axis are drawn on logarithms.
+MOST_LINEAR = 8.0
+WIDE = 4.8  # inches: a column of a paper, and not too small on a phone
+IN_LEGEND = 24  # characters of a label in a legend of two columns
+_ROW = 0.21  # inches of height that a line of a legend takes
+_LINE, _BETWEEN = 0.15, 0.12  # inches that a line of a row's label takes, and the space below it
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one series is drawn."""
+
+    colour: str
+    marker: str
+    dash: Dash
+
+
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """Return a look per name, in their order; the first twelve differ in their marker, whatever the colour."""
+    return {
+        name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[(i + i // 6) % len(DASHES)])
+        for i, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def shown(text: str) -> str:
+    """Return text in which what no writing needs (controls, marks of direction) is told by its code point."""
+    return "".join(c if c == "\n" or unicodedata.category(c) not in _NOT_SHOWN else f"[U+{ord(c):04X}]" for c in text)
+
+
+def label(name: str, width: int = 30, lines: int = 4) -> str:
+    """Return a stranger's name as a label of a few lines of `width` characters, cut where it is longer."""
+    text = shown(" ".join(name.split()))
+    width = width // 2 if any(unicodedata.east_asian_width(c) in "WF" for c in text) else width
+    found = textwrap.wrap(text, width, max_lines=lines, placeholder=" …", break_on_hyphens=False) or ["(no name)"]
+    return " " * name.startswith("_") + "\n".join(found)  # matplotlib's legends leave out what begins with _
+
+
+def mark(look: Look, name: str, *, line: bool = False, hollow: bool = False) -> Line2D:
+    """Return an entry of a legend."""
+    from matplotlib.lines import Line2D
+
+    style: Dash = look.dash if line else "none"
+    face = "none" if hollow else look.colour
+    return Line2D([], [], color=look.colour, marker=look.marker, linestyle=style, label=name, markerfacecolor=face)
+
+
+def mean_mark(
+    axes: Axes, at: tuple[float, float], along: Literal["x", "y"], found: Estimate, look: Look, **style: Any
+) -> None:
+    """Draw a mean with its 95 % interval along an axis, where it has one."""
+    x, y = at
+    if found.value is not None and found.low is not None and found.high is not None:
+        xs, ys = ((found.low, found.high), (y, y)) if along == "x" else ((x, x), (found.low, found.high))
+        axes.plot(xs, ys, color=look.colour, linewidth=1.2, marker="|" if along == "x" else "_", markersize=6)
+    axes.plot([x], [y], linestyle="none", color=look.colour, marker=look.marker, zorder=3, **style)
+
+
+def scale(axes: Axes, along: Literal["x", "y"], values: Iterable[float]) -> None:
+    """Make an axis logarithmic where its values are positive and span more than MOST_LINEAR, and name its ticks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    known = list(values)
+    axis = axes.xaxis if along == "x" else axes.yaxis
+    if known and min(known) > 0 and max(known) / min(known) > MOST_LINEAR:
+        (axes.set_xscale if along == "x" else axes.set_yscale)("log")
+        decades = max(known) / min(known) > 100
+        axis.set_major_locator(LogLocator(subs=(1.0,) if decades else (1.0, 2.0, 5.0)))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(MaxNLocator(5 if along == "x" else 6, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+
+
+def legend(figure: Figure, handles: Sequence[Line2D], columns: int = 2) -> None:
+    """Put a legend below the axes, where it covers nothing."""
+    figure.legend(handles=list(handles), loc="outside lower left", ncols=columns, handlelength=2.8, columnspacing=1.2)
+
+
+def legend_inches(names: Sequence[str], columns: int = 2) -> float:
+    """Return the height that a legend of these labels takes, in inches."""
+    return _ROW * -(-len(names) // columns) * max((name.count("\n") + 1 for name in names), default=0)
+
+
+def rows(labels: Sequence[str]) -> tuple[list[float], float]:
+    """Return where rows of these labels stand, in inches from the top, and how high all are."""
+    places, high = [], 0.0
+    for text in labels:
+        own = _LINE * (text.count("\n") + 1) + _BETWEEN
+        places.append(high + own / 2)
+        high += own
+    return places, high
+
+
+def set_rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Name the rows of a figure, the first one on top."""
+    places, high = rows(labels)
+    axes.set_yticks(places, labels=list(labels))
+    axes.set_ylim(high, 0)
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Return names in a sentence."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,1 @@
+"""The report: document (what is said), contents (records -> document), and a file per format."""

@@ -1,0 +1,272 @@
+"""Evidence -> Report: what is said, in which order. The answer comes first, then what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cprbench.blueprint.schema import Blueprint
+from cprbench.judge.cpr import Group, compare
+from cprbench.judge.curves import curves
+from cprbench.judge.evidence import Evidence
+from cprbench.judge.ledger import ledger
+from cprbench.judge.statistics import LEAST_FOR_INTERVAL
+from cprbench.judge.sweeps import grids, sweeps
+from cprbench.judge.verdicts import Verdict
+from cprbench.render import heatmap
+from cprbench.render.figures import ledger as ledger_figure
+from cprbench.render.figures import plane, running
+from cprbench.render.figures import sweeps as sweep_figures
+from cprbench.render.numbers import resource_title
+from cprbench.render.report import carbon, comparison, provenance, sweep_tables
+from cprbench.render.report.answer import RESOURCE, answers
+from cprbench.render.report.document import Cell, Choice, Drawing, Items, Part, Prose, Report, Section, Table
+from cprbench.render.verdicts import answer_of, clean
+from cprbench.spec import RESOURCES
+
+TITLE = "Capability per resource"
+#: The order in which a reader is offered the resources: what is counted first, for it compares everywhere.
+_OFFERED = (RESOURCE, *(name for name in RESOURCES if name != RESOURCE))
+
+
+def report_of(evidence: Evidence, verdicts: Sequence[Verdict] = (), groups: Sequence[Group] | None = None) -> Report:
+    """Return the report of all that lies in a folder of runs; `verdicts`: of the claims that were checked on it.
+
+    `groups`: what compare() said of the same evidence, where a caller has asked it already.
+    """
+    found = compare(evidence.records, evidence.predictions) if groups is None else groups
+    titles = _titles(found)
+    sections = [
+        _group(group, evidence, f"runs-{i}", title)
+        for i, (group, title) in enumerate(zip(found, titles, strict=True), 1)
+    ]
+    rest = [*_claims(verdicts), *_blueprints(evidence.blueprints)]
+    if evidence.records:
+        rest.append(Section("carbon", "Compute and carbon statement", (carbon.statement(evidence.records),)))
+    if not found:
+        rest.insert(0, Section("none", "No runs", (Prose(("There are no runs to report.",), lead=True),)))
+    if evidence.damaged:
+        told = tuple(f"{name}: {why}" for name, why in sorted(evidence.damaged.items()))
+        rest.append(Section("damaged", "Damaged records, left out", (Items("What is wrong with them", told),)))
+    return Report(TITLE, tuple(sections), tuple(rest))
+
+
+def _titles(groups: Sequence[Group]) -> list[str]:
+    """Return a title per group; groups of one task and model are told apart by what sets them apart."""
+    plain = [f"{g.key['task']} v{g.key['task_version']} x {g.key['model']}" for g in groups]
+    titles = []
+    for group, title in zip(groups, plain, strict=True):
+        rivals = [g.key for g, other in zip(groups, plain, strict=True) if other == title]
+        for part in ("suites", "hardware_class", "role", "loop", "limits", "processes", "memory_basis", "recipe"):
+            if any(key[part] != group.key[part] for key in rivals):
+                title += f", {_in_words(part, group.key[part], [key[part] for key in rivals])}"
+                rivals = [key for key in rivals if key[part] == group.key[part]]
+        titles.append(title)
+    return titles
+
+
+def _in_words(part: str, value: Any, rivals: Sequence[Any]) -> str:
+    match part:
+        case "suites":
+            return ", ".join(value) or "no suite"
+        case "role":
+            return "smoke test" if value == "smoke" else "full runs"
+        case "processes":
+            return f"{value} process{'es' * (value != 1)}"
+        case "limits" | "recipe":
+            own, others = value or {}, [other or {} for other in rivals]
+            differing = [name for name in sorted(own) if any(other.get(name) != own[name] for other in others)]
+            return ", ".join(f"{name} {own[name]}" for name in differing) or f"no other {part}"
+        case "memory_basis":
+            return f"memory as {value}"
+    return str(value)
+
+
+def _group(group: Group, evidence: Evidence, name: str, title: str) -> Section:
+    parts: tuple[Part, ...] = (Prose(answers(group), lead=True), comparison.main(group), Prose(_made(group)))
+    inside = [
+        ("plane", "Capability against cost", _plane(group, evidence)),
+        ("sweeps", "Shares of parameters and of data", _sweeps(group)),
+        ("running", "While training", _known([running.running(group, evidence)], provenance.stops(group.records))),
+        ("scores", "Scores, block by block", _scores(group)),
+        ("costs", "Costs, phase by phase", _costs(group)),
+        ("settings", "Settings", _settings(group)),
+        ("sources", "Sources, and what was not measured", _sources(group)),
+    ]
+    sections = tuple(Section(f"{name}-{stem}", title, found) for stem, title, found in inside if found)
+    return Section(name, title, parts, sections)
+
+
+def _settings(group: Group) -> tuple[Part, ...]:
+    """Return what was asked of each arm, what all share, and how selections predicted."""
+    return (
+        provenance.settings_table(group),
+        provenance.recipe_table(group),
+        *provenance.predictors(group.records),
+        *provenance.published(group.records),
+    )
+
+
+def _made(group: Group) -> tuple[str, ...]:
+    """Return where and how these runs were made, and what that does to their numbers."""
+    key = group.key
+    suites = f", {'suites' if len(key['suites']) > 1 else 'suite'} {', '.join(key['suites'])}" if key["suites"] else ""
+    limits = "".join(f", {name} {value}" for name, value in sorted(key["limits"].items()))
+    blocks = max((len(arm.blocks) for arm in group.arms), default=0)
+    processes = f", {key['processes']} processes" if key["processes"] > 1 else ""
+    points = blocks < LEAST_FOR_INTERVAL
+    told = [
+        f"{key['hardware_class']}{processes}{suites}{limits}. {blocks} block{'s' if blocks != 1 else ''}: "
+        + ("points, no interval." if points else "means over blocks, with 95 % intervals.")
+    ]
+    lacking = sorted({arm.item_error for arm in group.arms if arm.item_error and len(arm.blocks) >= LEAST_FOR_INTERVAL})
+    told += [f"Intervals leave out the error of the test items: {'; '.join(lacking)}."] if lacking else []
+    if key["loop"] != "cprbench":
+        told.append(
+            "Measured around an external loop: its recipe and data are not known, so it has a table of its own."
+        )
+    if key["role"] == "smoke":
+        told.append("Limits were given on the command line: these runs are a smoke test and never rank.")
+    against = "method head (the model got a new random head)" if group.reference == "head" else "the untouched base"
+    told.append(f"Gains are on {group.metric}, against {against} in the same block.")
+    return tuple(told)
+
+
+def _plane(group: Group, evidence: Evidence) -> tuple[Part, ...]:
+    found = {resource: curves(group, evidence, resource) for resource in _OFFERED}
+    drawn = [(resource_title(name), plane.plane(group, of)) for name, of in found.items()]
+    options = tuple((title, drawing) for title, drawing in drawn if drawing is not None)
+    parts: list[Part] = []
+    if options:
+        parts.append(
+            Choice("plane", f"{group.metric} against cost per run, with the Pareto front", "Resource", options)
+        )
+    if absent := [title for title, drawing in drawn if drawing is None]:
+        parts.append(Prose((f"Not drawn, for no arm has a number of it: {', '.join(absent)}.",)))
+    return (*parts, comparison.front(group, found[RESOURCE]), comparison.multiples(group))
+
+
+def _sweeps(group: Group) -> tuple[Part, ...]:
+    found = sweeps(group)
+    counts = {"k": 0, "q": 0}
+    parts: list[Part] = []
+    for share in counts:
+        for sweep in found:
+            if sweep.share == share:
+                counts[share] += 1
+                parts.append(sweep_figures.shares(sweep, f"{share}-sweep-{counts[share]}"))
+        table = sweep_tables.sweep_table(share, found)
+        parts += [] if table is None else [table]
+    for i, grid in enumerate(grids(group), 1):
+        parts.append(sweep_tables.grid_table(grid, "k-by-q" if i == 1 else f"k-by-q-{i}"))
+    return (*parts, *sweep_tables.retention_parts(group))
+
+
+def _scores(group: Group) -> tuple[Part, ...]:
+    return (
+        *_known([plane.points(group)]),
+        comparison.scores(group),
+        comparison.blocks(group),
+        *provenance.failures(group),
+    )
+
+
+def _costs(group: Group) -> tuple[Part, ...]:
+    found = ledger(group)
+    drawn = _known([ledger_figure.phases(found)])
+    return (comparison.costs(group), *drawn, provenance.ledger_table(group, found))
+
+
+def _sources(group: Group) -> tuple[Part, ...]:
+    covers = provenance.covers(group.records)
+    return (
+        *((Prose(covers),) if covers else ()),
+        *provenance.missing(group.records),
+        provenance.sources_table(group.records),
+        provenance.versions_table(group.records),
+    )
+
+
+def _known(drawings: Sequence[Drawing | None], parts: tuple[Part, ...] = ()) -> tuple[Part, ...]:
+    return (*(drawing for drawing in drawings if drawing is not None), *parts)
+
+
+# --- what holds of all groups ------------------------------------------------------------------------
+
+
+def _claims(verdicts: Sequence[Verdict]) -> Iterator[Section]:
+    if not verdicts:
+        return
+    told = [v for v in verdicts if v.value is not None or v.verdict != "open"]
+    untold = [v for v in verdicts if v.value is None and v.verdict == "open"]
+    parts: list[Part] = [
+        Prose(
+            (", ".join(f"{sum(v.verdict == w for v in verdicts)} {w}" for w in ("supported", "refuted", "open")) + ".",)
+        )
+    ]
+    if told:
+        parts.append(
+            Table(
+                "claims",
+                "Claims that these runs say something about",
+                ("claim", "verdict", "measured", "why", "statement", "source"),
+                tuple(
+                    (
+                        Cell(clean(v.id)),
+                        Cell(v.verdict),
+                        Cell(answer_of(v), v.value),
+                        Cell(clean(v.reason)),
+                        Cell(clean(v.text)),
+                        Cell(clean(v.source)),
+                    )
+                    for v in told
+                ),
+                words=(0, 1, 2, 3, 4, 5),
+            )
+        )
+    if untold:
+        lines = tuple(f"{clean(v.id)}: {clean(v.reason)}" for v in untold)
+        parts.append(Items(f"{len(untold)} claims that these runs cannot answer", lines, folded=True))
+    yield Section("claims", "Claims", tuple(parts))
+
+
+def _blueprints(blueprints: Mapping[str, Blueprint]) -> Iterator[Section]:
+    for i, (file, blueprint) in enumerate(sorted(blueprints.items()), 1):
+        yield Section(
+            f"blueprint-{i}",
+            f"Gradient blueprint: {blueprint.model_id}",
+            (
+                Prose((f"{file}: {len(blueprint.layers)} submodules; shares of the squared gradient norm.",)),
+                _heat(blueprint),
+                Table(
+                    "blueprint",
+                    "Where the blueprint comes from",
+                    ("what", "value"),
+                    tuple((Cell(name), Cell(value)) for name, value in heatmap.facts(blueprint)),
+                    words=(0, 1),
+                ),
+                *([Items("What the file lacks", tuple(blueprint.lacks()))] if blueprint.lacks() else []),
+            ),
+        )
+
+
+def _heat(blueprint: Blueprint) -> Table:
+    """Return shares of the squared gradient norm: a row per layer, or submodule in no layer; columns by domain."""
+    kinds, rows, apart = heatmap.grid(blueprint)
+    tags = heatmap.domains_of(blueprint)
+    found = {tag: heatmap.shares(blueprint, tag) for tag in tags}
+    wide = max(1, len(kinds))
+
+    def shaded(tag: str, name: str | None) -> Cell:
+        known = found[tag]
+        if known is None or name is None:
+            return Cell("not told")
+        return Cell(heatmap.percent(known[name]), known[name], heatmap.step(known[name]))
+
+    lines = [(Cell(f"layer {index}"), *(shaded(tag, n) for tag in tags for n in names)) for index, names in rows]
+    for name in apart:
+        own = ((shaded(tag, name), *(Cell("") for _ in range(wide - 1))) for tag in tags)
+        lines.append((Cell(name), *(cell for cells in own for cell in cells)))
+    columns = [f"{tag} {kind}" for tag in tags for kind in kinds] or list(tags)
+    title = "Share of squared gradient norm, in percent"
+    return Table("heat", title, ("submodule", *columns), tuple(lines))
