@@ -13,7 +13,6 @@ from cprbench.judge.evidence import Evidence
 from cprbench.judge.frontier import CostToTarget, Front, Point
 from cprbench.judge.groups import ended_well, runs_by_arm, score_of
 from cprbench.judge.statistics import Estimate, mean_difference
-from cprbench.runs.store import HISTORY
 from cprbench.schema import MOST
 from cprbench.spec import RunRecord, falls
 
@@ -44,7 +43,7 @@ def curves(group: Group, evidence: Evidence, resource: str = "flops", target: fl
     runs = {name: ended_well(of) for name, of in runs_by_arm(group.records).items()}
     sign = -1.0 if falls(group.metric) else 1.0
     found = {
-        name: {block: curve(evidence.lines(r, HISTORY), group.metric, resource) for block, r in of.items()}
+        name: {block: curve(evidence.validations(r), group.metric, resource) for block, r in of.items()}
         for name, of in runs.items()
     }
     wanted = _target(found) if target is None else sign * target

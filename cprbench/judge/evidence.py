@@ -12,7 +12,7 @@ from typing import Any
 from cprbench.blueprint import files
 from cprbench.blueprint.schema import Blueprint
 from cprbench.errors import CprbenchError, StoreError
-from cprbench.runs.store import PREDICTIONS, Run, load_runs
+from cprbench.runs.store import HISTORY, PREDICTIONS, Run, load_runs
 from cprbench.spec import RunRecord
 
 #: Documents that verbs print with --json, by their schema: `blueprint audit`, `data cross`.
@@ -29,6 +29,7 @@ class Evidence:
     damaged: Mapping[str, str] = field(default_factory=dict)
     blueprints: Mapping[str, Blueprint] = field(default_factory=dict)  # by file name
     documents: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # by file name
+    _validated: dict[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, records: Iterable[RunRecord], damaged: Mapping[str, str] | None = None) -> Evidence:
@@ -44,6 +45,13 @@ class Evidence:
     def predictions(self, record: RunRecord, when: str) -> Sequence[Mapping[str, Any]]:
         """Return the predictions of a run, of its base or its final model; [] where they are not stored."""
         return self.lines(record, PREDICTIONS if when == "final" else f"base_{PREDICTIONS}")
+
+    def validations(self, record: RunRecord) -> list[dict[str, Any]]:
+        """Return the rows of a run's history at which it was validated; read once, for many ask."""
+        if record.run_id not in self._validated:
+            rows = self.lines(record, HISTORY)
+            self._validated[record.run_id] = [row for row in rows if isinstance(row.get("validation"), dict)]
+        return self._validated[record.run_id]
 
     def lines(self, record: RunRecord, name: str) -> list[dict[str, Any]]:
         """Return the rows of one of a run's .jsonl files, [] where it has none that can be read."""

@@ -288,9 +288,10 @@ def gain_covariance(
     """Return how far the items that happened to be drawn move the mean gain over blocks.
 
     `arm`, `full`: per block the predictions of (what is judged, what it is judged against); the gain is the first's psi
-    less the second's, so two arms are compared by giving both, and a psi alone against None. `scales`: per block, what full's gain is multiplied by
-    (gamma of the arm / gamma of full for a multiple). One draw of items, RESAMPLES times, serves all blocks and
-    arms: they answered the same questions. Raises ValueError where `arm`, `full` and `scales` differ in length.
+    less the second's, so two arms are compared by giving both, and a psi alone against None. `scales`: per block, what
+    full's gain is multiplied by (gamma of the arm / gamma of full for a multiple). One draw of items, RESAMPLES times,
+    serves all blocks and arms: they answered the same questions. Raises ValueError where `arm`, `full` and `scales`
+    differ in length.
     """
     import numpy as np
 

@@ -18,6 +18,8 @@ from cprbench.schema import sha256_of
 from cprbench.spec import RunRecord
 
 Share = Literal["k", "q"]
+#: Through two points any curve goes.
+LEAST_SHARES = 3
 #: Method whose arms `full` closes at k = 1; its k-sets are nested and end in all parameters.
 _CLOSED_BY_FULL = "partial"
 
@@ -83,7 +85,7 @@ def sweeps(group: Group) -> tuple[Sweep, ...]:
     for share in ("k", "q"):
         for members in _families(first, share).values():
             points = [_point(results[name], ok[name], _asked(first[name], share), share, table) for name in members]
-            if len({point.share for point in points}) > 1:
+            if len({point.share for point in points}) >= LEAST_SHARES:
                 name = _named(members[0], share)
                 found.append(_sweep(share, name, sorted(points, key=lambda p: (p.share, p.arm)), ok, table))
     return tuple(sorted(found, key=lambda sweep: (sweep.share, sweep.name)))

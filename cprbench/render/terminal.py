@@ -9,8 +9,8 @@ from rich.table import Table
 from cprbench.judge.cpr import Group
 from cprbench.judge.retention import retention
 from cprbench.render import retention as page
-from cprbench.render.report.answer import headline
 from cprbench.render.numbers import number, percent, score, signed, times
+from cprbench.render.report.answer import headline
 from cprbench.render.retention import short
 
 

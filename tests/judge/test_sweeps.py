@@ -49,9 +49,19 @@ def test_arms_that_differ_in_k_alone_are_a_sweep_that_full_closes() -> None:
 
 
 def test_the_share_is_the_one_that_was_reached() -> None:
-    reached = [r.model_copy(update={"k_reached": 0.2}) if r.arm == "partial k=0.25" else r for r in partials()]
+    reached = [r.model_copy(update={"k_reached": 0.05}) if r.arm == "partial k=0.25" else r for r in partials()]
     (sweep,) = sweeps(group_of(*reached))
-    assert [point.share for point in sweep.points] == [0.0625, 0.2, 1.0]
+    assert [point.share for point in sweep.points] == [0.05, 0.0625, 1.0]
+
+
+def test_full_closes_no_sweep_of_submodules_drawn_by_lot() -> None:
+    runs = [arm(f"random-submodules k={k}", 0.7, 0, k) for k in (0.1, 0.2, 0.3)]
+    (sweep,) = sweeps(group_of(*runs, arm("full", 0.9)))
+    assert [point.share for point in sweep.points] == [0.1, 0.2, 0.3]
+
+
+def test_two_shares_are_no_sweep_for_any_curve_goes_through_them() -> None:
+    assert not sweeps(group_of(arm("partial k=0.25", 0.7, 0, 0.25), arm("full", 0.9)))
 
 
 def test_the_fit_is_of_gains_and_is_drawn_as_a_share_of_fulls() -> None:
@@ -71,6 +81,7 @@ def test_a_gain_that_is_not_positive_leaves_no_fit_and_says_why() -> None:
 def test_block_points_average_to_the_mean_even_where_fulls_gain_differs_by_block() -> None:
     records = [arm("full", 0.9, 0), arm("full", 0.7, 1), arm("full", 0.8, 2)]
     records += [arm("partial k=0.25", final, b, 0.25) for b, final in enumerate((0.7, 0.65, 0.6))]
+    records += [arm("partial k=0.5", 0.7, b, 0.5) for b in range(3)]
     (sweep,) = sweeps(group_of(*records))
     by_block = sweep.points[0].kept_by_block
     assert by_block == pytest.approx([0.2 / 0.3, 0.15 / 0.3, 0.1 / 0.3])
@@ -121,9 +132,10 @@ def test_an_arm_repeated_at_another_rate_is_no_second_point() -> None:
 
 def test_arms_of_equal_budgets_are_a_sweep_that_full_of_that_budget_closes() -> None:
     ends: dict[str, Any] = {"budget": BudgetSpec(resource="flops", amount=5.0, share=0.5, of="full")}
-    runs = [arm("partial k=0.25 budget=0.5x full", 0.7, 0, 0.25, **ends), arm("full budget=0.5x full", 0.8, **ends)]
-    (sweep,) = sweeps(group_of(*runs, arm("full", 0.9)))
-    assert [point.arm for point in sweep.points] == ["partial k=0.25 budget=0.5x full", "full budget=0.5x full"]
+    names = [f"partial k={k} budget=0.5x full" for k in (0.25, 0.5)]
+    runs = [arm(name, 0.7, 0, k, **ends) for name, k in zip(names, (0.25, 0.5), strict=True)]
+    (sweep,) = sweeps(group_of(*runs, arm("full budget=0.5x full", 0.8, **ends), arm("full", 0.9)))
+    assert [point.arm for point in sweep.points] == [*names, "full budget=0.5x full"]
 
 
 def test_the_same_share_twice_is_no_sweep() -> None:

@@ -107,6 +107,15 @@ def test_names_of_strangers_are_set_as_they_stand() -> None:
     assert any("[U+D800]" in text for text in found) and "(no name)" in found
 
 
+def test_titles_and_texts_of_strangers_are_marked_up_as_well_as_names() -> None:
+    root = ElementTree.fromstring(svg(drawing("a", title="\x00", text="\ud800")))
+    assert (root[0].text, root[1].text) == ("[U+0000]", "[U+D800]")
+
+
+def test_wide_characters_count_twice_in_a_label() -> None:
+    assert label("中" * 40, 20, 4).splitlines()[0] == "中" * 10
+
+
 def test_paper_shows_a_question_mark_for_what_its_font_lacks() -> None:
     assert pdf(drawing(*HOSTILE)).startswith(b"%PDF")  # a missing glyph is a warning, and warnings are errors here
 

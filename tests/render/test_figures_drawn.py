@@ -73,6 +73,15 @@ def test_the_plane_tells_the_front_and_what_is_below_the_floor() -> None:
     assert list(front.get_xdata()) == [400, 1000, 1000] and front.get_drawstyle() == "steps-post"
 
 
+def test_a_mean_has_its_interval_and_an_arm_below_the_floor_is_hollow() -> None:
+    group = group_of(make_blocks(FINALS, FLOPS))
+    lines = axes_of(on_plane(group)).lines
+    lora = next(arm for arm in group.arms if arm.arm == "lora")
+    assert [[400, 400], [lora.final.low, lora.final.high]] in [[*map(list, line.get_data())] for line in lines]
+    hollow = {line.get_xdata()[0] for line in lines if line.get_markerfacecolor() == "none"}
+    assert hollow == {10, 50}  # head and tiny
+
+
 def test_an_arm_without_a_cost_is_left_out_and_named() -> None:
     records = [make_record(arm="full", final=0.8, gamma={"energy_kwh": 2.0}), make_record(arm="head", final=0.5)]
     drawing = on_plane(group_of(records), "energy_kwh")
@@ -115,9 +124,10 @@ def test_every_block_of_every_arm_is_a_point_beside_its_mean() -> None:
     gains = [f - h for f, h in zip(FINALS["full"], FINALS["head"], strict=True)]
     assert [x for x, _ in marks(axes, ".")][3:6] == pytest.approx(gains)
     assert drawing is not None and "full: +0.307 [" in drawing.text
-    assert any(
-        list(line.get_xdata()) == pytest.approx([sum(gains) / 3] * 2) for line in axes.lines
-    )  # full's, as a line
+    assert [text.get_text() for text in axes.get_yticklabels()] == list(FINALS)
+    assert [y for _, y in marks(axes, "o")] == pytest.approx([axes.get_yticks()[0]])  # head, on top
+    at_full = pytest.approx([sum(gains) / 3] * 2)
+    assert any(list(line.get_xdata()) == at_full for line in axes.lines)
 
 
 def test_a_figure_of_rows_grows_with_its_arms() -> None:
@@ -132,6 +142,18 @@ def test_no_gain_no_points() -> None:
     assert plane.points(group_of([make_record(arm="full", status="failed")])) is None
     drawing = plane.points(group_of([*make_blocks(FINALS), make_record(arm="broken", status="failed")]))
     assert drawing is not None and "Without a gain: broken." in drawing.text
+
+
+def test_of_many_arms_those_that_gain_most_are_drawn_and_the_others_named() -> None:
+    finals = {"head": (0.5,), "full": (0.7,)} | {f"partial k=0.{i}": (0.6 + i / 1000,) for i in range(10, 40)}
+    drawing = plane.points(group_of(make_blocks(finals)))
+    assert drawing is not None
+    shown = texts(svg(drawing))
+    assert "full" in shown and "partial k=0.39" in shown and "partial k=0.10" not in shown
+    assert "Not drawn, for their gains are smaller: head, partial k=0.10, " in drawing.text
+    bars = ledger_figure.phases(ledger(group_of(make_blocks(finals))))
+    assert bars is not None and "Not drawn, for they took less: " in bars.text
+    assert "Without a gain" not in drawing.text and "Left out" not in bars.text
 
 
 def sweep_of(gains: Sequence[float]) -> Drawing:
@@ -160,22 +182,19 @@ def test_a_sweep_without_a_fit_says_why() -> None:
     assert not any("∝" in text for text in texts(svg(drawing)))
 
 
-def test_a_fit_through_two_shares_says_that_any_curve_fits() -> None:
-    assert "over 2 arms; two shares, so any curve fits" in sweep_of((0.2,)).text
-
-
 def test_a_sweep_of_which_nothing_can_be_kept_is_still_a_figure() -> None:
-    runs = [make_record(arm=f"partial k={k}", spec={"settings": {"k": k}}, k_reached=k) for k in (0.1, 0.2)]
+    runs = [make_record(arm=f"partial k={k}", spec={"settings": {"k": k}}, k_reached=k) for k in (0.1, 0.2, 0.3)]
     (sweep,) = sweeps(group_of([*runs, make_record(arm="head", final=0.5)]))
     drawing = sweep_figure.shares(sweep, "k-sweep-1")
-    assert "Not drawn (no full run in every block): partial k=0.1, partial k=0.2." in drawing.text
+    assert "Not drawn (no full run in every block): partial k=0.1, partial k=0.2, partial k=0.3." in drawing.text
     assert "It is not drawn, for full's gain is not above zero." in drawing.text
     assert svg(drawing)
 
 
 def run(folder: Path, arm: str, scores: Sequence[float], block: int = 0, **more: Any) -> None:
+    metric = more.get("metric", "accuracy")
     rows = [
-        {"step": 10 * i, "flops": 100 * i, "validation": {"accuracy": s}, "gamma": {"flops": 100 * i}}
+        {"step": 10 * i, "flops": 100 * i, "validation": {metric: s}, "gamma": {"flops": 100 * i}}
         for i, s in enumerate(scores, 1)
     ]
     record = make_record(arm=arm, block=block, final=scores[-1], **more)
@@ -210,6 +229,18 @@ def test_the_point_where_a_rule_stopped_is_marked_and_told(tmp_path: Path) -> No
     assert marks(axes_of(drawing), "o") == [(300, 0.71)]
     assert drawing is not None
     assert "full stop=0.1x: 0.710 after 300, stopped by its rule at 0.710 after 300; lora" in drawing.text
+
+
+def test_a_loss_is_drawn_in_its_own_sign(tmp_path: Path) -> None:
+    run(tmp_path, "full", (3.0, 2.0), metric="nll")
+    axes = axes_of(while_running(tmp_path))
+    assert strokes(axes) == [[3.0, 2.0]] and axes.get_ylabel() == "validation nll (lower is better)"
+
+
+def test_arms_on_all_data_are_drawn_before_those_that_choose(tmp_path: Path) -> None:
+    run(tmp_path, "full selection=random q=0.5", (0.6, 0.65), spec={"selection": "random"})
+    run(tmp_path, "partial k=0.1", (0.6, 0.7))
+    assert strokes(axes_of(while_running(tmp_path))) == [[0.6, 0.7], [0.6, 0.65]]
 
 
 def test_arms_of_a_budget_are_left_out_and_head_comes_last(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from cprbench.judge.cpr import AXES, COUNTED, Comparison
 from cprbench.judge.groups import Figure, k_of, q_of
 from cprbench.judge.retention import PREDICTIONS, retention
 from cprbench.judge.statistics import Estimate
-from cprbench.runs.store import HISTORY
 from cprbench.spec import RunRecord, better_by
 
 _Runs = Mapping[int, RunRecord]
@@ -196,7 +195,7 @@ def _last_share_of_gain(ask: Ask) -> Estimate:
 
 def _validations(ask: Ask, record: RunRecord, metric: str) -> list[tuple[float, float]]:
     """Return (step, psi) of a run's validations, none where its history is not as we write it."""
-    rows = [row for row in ask.evidence.lines(record, HISTORY) if row.get("validation")]
+    rows = [row for row in ask.evidence.validations(record) if row["validation"]]
     try:
         return [(float(row["step"]), float(row["validation"][metric])) for row in rows if metric in row["validation"]]
     except (KeyError, TypeError, ValueError, OverflowError):

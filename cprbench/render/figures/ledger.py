@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cprbench.judge.groups import Figure as Number
 from cprbench.judge.ledger import ArmLedger
-from cprbench.render.figures.style import COLOURS, HATCHES, INK, WIDE, label, listed, rows, scale, set_rows
+from cprbench.render.figures.style import COLOURS, HATCHES, INK, MOST_ROWS, WIDE, label, listed, rows, scale, set_rows
 from cprbench.render.numbers import number
 from cprbench.render.report.document import Drawing
 from cprbench.spec import PHASES
@@ -27,6 +28,8 @@ def phases(ledger: Sequence[ArmLedger]) -> Drawing | None:
     arms = [arm for arm in ledger if arm.runs and any(arm.seconds[phase].value for phase in PHASES)]
     if not arms:
         return None
+    most = sorted(arms, key=lambda a: math.fsum(a.seconds[phase].value or 0.0 for phase in PHASES))[-MOST_ROWS:]
+    shorter, arms = [a.arm for a in arms if a not in most], [a for a in arms if a in most]
     seconds: dict[str, list[float | None]] = {
         _SEARCH: [0.0 if not a.trials else _each(a.search_seconds.value, a.runs) for a in arms],
         **{phase: [a.seconds[phase].value for a in arms] for phase in PHASES},
@@ -70,7 +73,9 @@ def phases(ledger: Sequence[ArmLedger]) -> Drawing | None:
     for name, values in seconds.items():
         if lacking := [arm.arm for arm, value in zip(arms, values, strict=True) if value is None]:
             words.append(f"Without a bar of {name}, for it was not measured: {listed(lacking)}.")
-    if absent := [arm.arm for arm in ledger if arm not in arms]:
+    if shorter:
+        words.append(f"Not drawn, for they took less: {listed(shorter)}.")
+    if absent := [arm.arm for arm in ledger if arm not in arms and arm.arm not in shorter]:
         words.append(f"Left out, for they have no seconds: {listed(absent)}.")
     return Drawing("ledger", "Seconds per run, by phase", " ".join(words), draw, (WIDE, 1.2 + high))
 

@@ -10,6 +10,7 @@ from cprbench.judge.curves import Curves
 from cprbench.judge.groups import ended_well, runs_by_arm, score_of
 from cprbench.render.figures.style import (
     IN_LEGEND,
+    MOST_ROWS,
     SOFT,
     WIDE,
     Look,
@@ -143,6 +144,8 @@ def points(group: Group) -> Drawing | None:
     arms = [a for a in group.arms if a.gain.value is not None and gains[a.arm]]
     if not arms:
         return None
+    most = sorted(arms, key=lambda a: (a.arm == "full", a.gain.value or 0.0))[-MOST_ROWS:]
+    smaller, arms = [a.arm for a in arms if a not in most], [a for a in arms if a in most]
     style = looks([a.method for a in arms])
     labels = [label(a.arm) for a in arms]
     places, high = rows(labels)
@@ -176,7 +179,9 @@ def points(group: Group) -> Drawing | None:
     words.append(f"{'; '.join(f'{a.arm}: {with_interval(signed, a.gain)}' for a in arms[:_NAMED])}.")
     if len(arms) > _NAMED:
         words.append(f"{len(arms) - _NAMED} more arms are in the table.")
-    if lacking := [a.arm for a in group.arms if a not in arms]:
+    if smaller:
+        words.append(f"Not drawn, for their gains are smaller: {listed(smaller)}.")
+    if lacking := [a.arm for a in group.arms if a not in arms and a.arm not in smaller]:
         words.append(f"Without a gain: {listed(lacking)}.")
     return Drawing(
         "per-block",

@@ -25,7 +25,6 @@ from cprbench.render.figures.style import (
 )
 from cprbench.render.numbers import number, resource_title, score
 from cprbench.render.report.document import Drawing
-from cprbench.runs.store import HISTORY
 from cprbench.spec import RunRecord, falls
 
 if TYPE_CHECKING:
@@ -54,7 +53,8 @@ def running(group: Group, evidence: Evidence, resource: str = "flops") -> Drawin
     arms, rest = able[:_MOST], able[_MOST:]
     if not arms:
         return None
-    style, labels = looks(arms), [label(name, IN_LEGEND) for name in arms]
+    style = looks([arm.arm for arm in group.arms if arm.arm in arms])  # as on the plane
+    labels = [label(name, IN_LEGEND) for name in arms]
     unit = resource_title(resource)
     stopped = [name for name in arms if stops[name]]
 
@@ -97,7 +97,7 @@ def running(group: Group, evidence: Evidence, resource: str = "flops") -> Drawin
 
 def _line(record: RunRecord, evidence: Evidence, metric: str, resource: str) -> tuple[_Line, list[tuple[float, float]]]:
     """Return the validations of a run that have cost and psi, and the one at which a rule stopped it."""
-    rows = [row for row in evidence.lines(record, HISTORY) if isinstance(row.get("validation"), dict)]
+    rows = evidence.validations(record)
     sign = -1.0 if falls(metric) else 1.0  # curve() turns psi so that higher is better
     told = record.notes.get("stop")
     at = told.get("stopped_at") if isinstance(told, Mapping) else None

@@ -56,6 +56,7 @@ _SETTINGS: dict[str, Any] = {
     "ytick.labelsize": 8,
 }
 _NUMBER = re.compile(r"-?\d+\.\d+")
+_HREF = "{http://www.w3.org/1999/xlink}href"
 _COMMAND = re.compile(r" ?([A-Za-z]) ")
 _USED = re.compile(r"#([\w-]+)")
 
@@ -73,7 +74,10 @@ def svg(drawing: Drawing, prefix: str = "", *, alone: bool = False) -> str:
     root = ElementTree.fromstring(text.getvalue())
     used = set(_USED.findall(" ".join(v for e in root.iter() for k, v in e.items() if k != "id" and "#" in v)))
     names = {e.get("id"): f"{prefix}s{i}" for i, e in enumerate(e for e in root.iter() if e.get("id") in used)}
+    stroked = {f"#{e.get('id')}" for e in root.iter() if "stroke" in e.get("style", "")}
     for element in root.iter():
+        if element.get(_HREF) in stroked:  # a marker is stroked as its shape is: the use of it need not say so again
+            element.set("style", ";".join(s for s in element.get("style", "").split("; ") if s.startswith("fill")))
         _tidy(element, {str(old): new for old, new in names.items()}, neutral=not alone)
     _flatten(root)
     root.attrib = {

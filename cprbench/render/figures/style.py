@@ -29,6 +29,7 @@ _NOT_SHOWN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 MOST_LINEAR = 8.0
 WIDE = 4.8  # inches: a column of a paper, and not too small on a phone
 IN_LEGEND = 24  # characters of a label in a legend of two columns
+MOST_ROWS = 20  # of a figure that has a row per arm: with more, its letters could not be read on paper
 _ROW = 0.21  # inches of height that a line of a legend takes
 _LINE, _BETWEEN = 0.15, 0.12  # inches that a line of a row's label takes, and the space below it
 

@@ -117,7 +117,8 @@ def _cell(value: Scalar) -> str:
     """Return a cell, quoted where it must be: Python's writer before 3.13 leaves a lone carriage return bare."""
     if not isinstance(value, str):
         return "" if value is None else str(value)
-    value = "".join(part if part in "\t\r\n" else plain(part) for part in value)
+    if not value.isprintable():
+        value = "".join(part if part in "\t\r\n" else plain(part) for part in value)
     text = f"'{value}" if value.startswith(_FORMULA) else value
     return '"{}"'.format(text.replace('"', '""')) if not text or set(text) & set(',"\r\n') else text
 
