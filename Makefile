@@ -25,6 +25,7 @@ bench: .venv/dev.stamp  ## measurements of cprbench itself
 	$(BIN)/python -m benchmarks.partial
 	$(BIN)/python -m benchmarks.profile
 	$(BIN)/python -m benchmarks.statistics
+	$(BIN)/python -m benchmarks.reports
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

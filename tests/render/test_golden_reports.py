@@ -72,6 +72,7 @@ def test_every_latex_table_and_the_appendix_are_golden(name: str, request: pytes
         assert {"k-sweep.tex", "q-sweep.tex", "k-by-q.tex", "claims.tex"} <= set(texts)
     for path, text in texts.items():
         assert is_golden(f"{name}/{path}", text), path
+    assert {file.name for file in (ROOT / "tests" / "golden" / name).glob("*.tex")} == set(texts)
 
 
 def test_the_comparison_of_the_grid_is_golden(grid: Evidence) -> None:
