@@ -14,6 +14,7 @@ from cprbench.render.report.contents import report_of
 from cprbench.render.report.document import Choice, Drawing, Items, Part, Prose, Report, Section, Table
 from cprbench.render.report.writing import FORMATS, Writing
 from cprbench.spec import Environment, Reading, RunRecord
+from tests.blueprint.example import full_blueprint
 from tests.records_factory import CPU, GPU, make_blocks, make_evidence, make_external, make_psi, make_record
 
 PARTIAL = "partial k=0.15"
@@ -214,6 +215,20 @@ def test_claims_stand_with_their_verdicts_and_those_without_evidence_are_folded(
     (folded,) = (part for part in claims.parts if isinstance(part, Items))
     assert folded.folded and folded.items == ("unasked: there are no runs of suite gpu-7b here",)
     assert "1 supported, 1 refuted, 1 open." in words(report)
+
+
+def test_a_blueprint_beside_the_runs_is_a_heat_map_with_a_column_for_what_is_in_no_layer() -> None:
+    report = of(make_record(), blueprints={"tiny.json": full_blueprint()})
+    (section,) = (section for section in report.rest if section.name == "blueprint-1")
+    heat = tables(section)["heat"]
+    assert heat.columns == (
+        "submodule",
+        *(f"{tag} {kind}" for tag in ("general", "bio") for kind in ("attn", "ffn", "other")),
+    )
+    texts = {row[0].text: [cell.text for cell in row[1:4]] for row in heat.rows}
+    assert texts["embed"] == ["", "", "60.0"] and texts["layer 0"] == ["18.5", "3.0", ""]
+    shades = {row[0].text: row[3].shade for row in heat.rows}
+    assert shades == {"layer 0": None, "layer 1": None, "embed": 6}
 
 
 def test_damaged_directories_are_named() -> None:

@@ -52,7 +52,7 @@ def verdict(arm: ArmResult, resource: str = RESOURCE) -> str:
     if not arm.blocks:
         return "no run ended well"
     if arm.method == "head" and arm.gain.value == 0:
-        return "what gains are measured against"
+        return "the reference of gains"
     against, cost = arm.against_full, arm.cost_of_full[resource]
     if arm.retained_gain.value is None:
         return arm.retained_gain.why or "not measured"

@@ -34,6 +34,11 @@ def interval(show: Callable[[Told], str], estimate: Estimate) -> Cell:
     return Cell(with_interval(show, estimate), estimate.value)
 
 
+def _in_short(estimate: Estimate) -> Cell:
+    told = interval(times, estimate)
+    return Cell("n/e") if told.text.startswith("n/e") else told
+
+
 def count(value: int) -> Cell:
     """Return a count."""
     return Cell(str(value), value)
@@ -63,14 +68,15 @@ def main(group: Group) -> Table:
                 interval(signed, arm.gain),
                 interval(percent, arm.retained_gain),
                 interval(times, arm.cost_of_full[RESOURCE]),
-                interval(times, arm.multiple_of_full[RESOURCE]),
+                _in_short(arm.multiple_of_full[RESOURCE]),
                 Cell(verdict(arm)),
             )
             for arm in group.arms
         ),
         (
             f"Retained gain: share of full tuning's gain. {unit} x full: billed {unit}, selection included, as a "
-            "multiple of full tuning's. Gain per FLOP x full rewards doing less, so read it beside the retained gain.",
+            "multiple of full tuning's. Gain per FLOP x full rewards doing less, so read it beside the retained gain; "
+            "n/e: it does not exist, and the table of multiples says why.",
         ),
         words=(0, 7),
     )

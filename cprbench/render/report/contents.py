@@ -148,13 +148,15 @@ def _plane(group: Group, evidence: Evidence) -> tuple[Part, ...]:
 
 def _sweeps(group: Group) -> tuple[Part, ...]:
     found = sweeps(group)
-    counts = {"k": 0, "q": 0}
     parts: list[Part] = []
-    for share in counts:
-        for sweep in found:
-            if sweep.share == share:
-                counts[share] += 1
-                parts.append(sweep_figures.shares(sweep, f"{share}-sweep-{counts[share]}"))
+    for share in ("k", "q"):
+        own = [sweep for sweep in found if sweep.share == share]
+        drawn = [sweep_figures.shares(sweep, f"{share}-sweep-{i}") for i, sweep in enumerate(own, 1)]
+        if len(drawn) > 1:
+            options = tuple((sweep.name, drawing) for sweep, drawing in zip(own, drawn, strict=True))
+            parts.append(Choice(f"{share}-sweeps", f"Retained gain over {share}", "Family of arms", options))
+        else:
+            parts += drawn
         table = sweep_tables.sweep_table(share, found)
         parts += [] if table is None else [table]
     for i, grid in enumerate(grids(group), 1):
@@ -255,7 +257,7 @@ def _heat(blueprint: Blueprint) -> Table:
     kinds, rows, apart = heatmap.grid(blueprint)
     tags = heatmap.domains_of(blueprint)
     found = {tag: heatmap.shares(blueprint, tag) for tag in tags}
-    wide = max(1, len(kinds))
+    none = Cell("")
 
     def shaded(tag: str, name: str | None) -> Cell:
         known = found[tag]
@@ -263,10 +265,13 @@ def _heat(blueprint: Blueprint) -> Table:
             return Cell("not told")
         return Cell(heatmap.percent(known[name]), known[name], heatmap.step(known[name]))
 
-    lines = [(Cell(f"layer {index}"), *(shaded(tag, n) for tag in tags for n in names)) for index, names in rows]
+    columns = [*kinds, "other"] if apart else kinds
+    lines = []
+    for index, names in rows:
+        own = ([*(shaded(tag, name) for name in names), *([none] if apart else [])] for tag in tags)
+        lines.append((Cell(f"layer {index}"), *(cell for cells in own for cell in cells)))
     for name in apart:
-        own = ((shaded(tag, name), *(Cell("") for _ in range(wide - 1))) for tag in tags)
+        own = ([*(none for _ in kinds), shaded(tag, name)] for tag in tags)
         lines.append((Cell(name), *(cell for cells in own for cell in cells)))
-    columns = [f"{tag} {kind}" for tag in tags for kind in kinds] or list(tags)
     title = "Share of squared gradient norm, in percent"
-    return Table("heat", title, ("submodule", *columns), tuple(lines))
+    return Table("heat", title, ("submodule", *(f"{tag} {kind}" for tag in tags for kind in columns)), tuple(lines))
