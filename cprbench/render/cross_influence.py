@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 from cprbench.judge.cross_influence import CrossInfluence, Retention
 from cprbench.judge.groups import Figure
-from cprbench.render.heatmap import legend, percent, step, told
+from cprbench.render.heatmap import EDGES, scale, share_cell, told
 from cprbench.render.numbers import score
-from cprbench.render.page import page, plain, scrolled
+from cprbench.render.page import plain
+from cprbench.render.report.document import Cell, Prose, Report, Section, Table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,41 +92,44 @@ def show(console: Console, found: CrossInfluence, facts: Facts) -> None:
 
 def html(found: CrossInfluence, facts: Facts, title: str) -> str:
     """Return the page; the same bytes for the same numbers."""
+    from cprbench.render.report.html import render_html
+
     rows, reasons = grid(found)
-    notes = "".join(f"<p>{escape(sentence)}</p>\n" for sentence in (*(f"none: {why}" for why in reasons), COST))
-    body = (
-        f"<h2>Share of the sum of T, in percent</h2>\n{legend()}\n{_heat(found)}\n"
-        f"<h2>T as a whole</h2>\n{_facts(numbers(found))}\n"
-        f"<h2>Largest entries of T</h2>\n"
-        f"{_table('pairs', 'Largest entries of T', ('submodule', 'example', 'norm', '% of T'), pairs(found))}\n"
-        f"<h2>Predicted share of the full gain</h2>\n{_table('grid', 'Retention by k and q', GRID, rows)}\n{notes}"
-        f"<h2>Where the numbers come from</h2>\n{_facts(facts)}\n"
-    )
     lead = (
         f"{len(found.cells)} submodules by {len(found.block_of)} training examples, in blocks of equal size: block 1 "
+        "has the largest gradient norms."
     )
-    return page(escape(title), escape(f"{lead} has the largest gradient norms. {NORMS}"), body)
+    parts = (
+        Prose((lead, NORMS)),
+        _heat(found),
+        _table("whole", "T as a whole", ("what", "value"), numbers(found), (0, 1)),
+        _table("pairs", "Largest entries of T", ("submodule", "example", "norm", "% of T"), pairs(found), (0, 1)),
+        _table("grid", "Predicted share of the full gain", GRID, rows, ()),
+        Prose((*(f"none: {why}" for why in reasons), COST)),
+        _table("facts", "Where the numbers come from", ("what", "value"), facts, (0, 1)),
+    )
+    return render_html(Report("Cross-influence", (Section("cross-influence", title, parts),)))
 
 
-def _facts(facts: Facts) -> str:
-    rows = "".join(f'<tr><th scope="row">{escape(n)}</th><td>{escape(v)}</td></tr>' for n, v in facts)
-    return f'<table class="facts">{rows}</table>'
-
-
-def _heat(found: CrossInfluence) -> str:
+def _heat(found: CrossInfluence) -> Table | Prose:
     if found.shares is None:
-        return f"<p>None: {escape(found.spectrum.why or '')}.</p>"
-    blocks = "".join(f'<th scope="col">{i + 1}</th>' for i in range(found.shares.shape[1]))
-    lines = [f'<thead><tr><th class="first" scope="col">submodule</th>{blocks}</tr></thead>', "<tbody>"]
-    for name, row in zip(found.cells, found.shares.tolist(), strict=True):
-        cells = "".join(f'<td class="s{step(share)}">{percent(share)}</td>' for share in row)
-        lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
-    return scrolled("heat", "Share of the sum of T by submodule and block of examples", [*lines, "</tbody>"])
+        return Prose((f"None: {found.spectrum.why}.",))
+    blocks = tuple(f"block {i + 1}" for i in range(found.shares.shape[1]))
+    rows = tuple(
+        (Cell(name), *map(share_cell, row)) for name, row in zip(found.cells, found.shares.tolist(), strict=True)
+    )
+    return Table("heat", "Share of the sum of T, in percent", ("submodule", *blocks), rows, (scale(EDGES),))
 
 
-def _table(kind: str, label: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{name}</th>' for name in columns[1:])
-    lines = [f'<thead><tr><th class="first" scope="col">{columns[0]}</th>{head}</tr></thead>', "<tbody>"]
-    for first, *rest in rows:
-        lines.append(f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(v)}</td>" for v in rest)}</tr>')
-    return scrolled(kind, label, [*lines, "</tbody>"])
+def _table(
+    name: str, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], words: tuple[int, ...]
+) -> Table:
+    return Table(name, title, tuple(columns), tuple(tuple(map(_cell, row)) for row in rows), words=words)
+
+
+def _cell(text: str) -> Cell:
+    """Return a cell that is sorted as the number that it shows, where it shows one."""
+    try:
+        return Cell(text, float(text))
+    except ValueError:
+        return Cell(text)

@@ -1,6 +1,6 @@
 """A blueprint for people: shares of squared gradient norm by layer, submodule and domain, and where they come from.
 
-`html` is one page that asks for nothing else: no script, no request. The command line shows the same numbers.
+`html` is one page that asks for nothing else. The command line shows the same numbers.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from html import escape
-from itertools import pairwise
 
 from cprbench.blueprint.picking import influences
 from cprbench.blueprint.schema import Blueprint, Interval, Layer, Making
@@ -19,11 +17,12 @@ from cprbench.blueprint.signals import norms_of
 from cprbench.errors import MethodError
 from cprbench.judge.groups import Figure
 from cprbench.render.numbers import number, resource_title
-from cprbench.render.page import page, scrolled
+from cprbench.render.report.document import Cell, Items, Prose, Report, Section, Table
 from cprbench.spec import RESOURCES
 
 #: A share's step on the scale, 0 to 6, is how many of these it reaches. Fixed, so that pages compare by colour.
 EDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+NOT_TOLD = Cell("not told")
 _CELL = re.compile(r"(attn|ffn)\.(\d+)")
 
 
@@ -133,75 +132,80 @@ def cost_of(made: Making | None) -> str:
 
 def html(blueprint: Blueprint) -> str:
     """Return the page of a blueprint; the same bytes for the same file."""
-    title = f"Gradient blueprint: {escape(blueprint.model_id)}"
+    from cprbench.render.report.html import render_html
+
+    return render_html(Report("Gradient blueprint", (section(blueprint, "blueprint"),)))
+
+
+def section(blueprint: Blueprint, name: str) -> Section:
+    """Return what a page says of a blueprint: the map, the submodules, where the numbers come from, what it lacks."""
     lead = f"{len(blueprint.layers)} submodules at {100 * blueprint.training_checkpoint:g} % of training. "
     lead += "A share is the part of the gradient's squared norm that falls on a submodule."
-    lacks = "".join(f"<li>{escape(sentence)}</li>" for sentence in blueprint.lacks())
-    rows = "".join(f'<tr><th scope="row">{escape(n)}</th><td>{escape(v)}</td></tr>' for n, v in facts(blueprint))
-    reference = escape(str(blueprint.reference))
-    body = (
-        f"<h2>Share of squared gradient norm, in percent</h2>\n{legend()}\n{_heat(blueprint)}\n"
-        f"<h2>Submodules, in domain {reference}</h2>\n{_details(blueprint)}\n"
-        f'<h2>Where the numbers come from</h2>\n<table class="facts">{rows}</table>\n'
-        f"<h2>What the file lacks</h2>\n{f'<ul>{lacks}</ul>' if lacks else '<p>Nothing.</p>'}\n"
+    rows = tuple((Cell(what), Cell(value)) for what, value in facts(blueprint))
+    lacks = tuple(blueprint.lacks()) or ("Nothing.",)
+    parts = (
+        Prose((lead,)),
+        _heat(blueprint),
+        _submodules(blueprint),
+        Table("facts", "Where the numbers come from", ("what", "value"), rows, words=(0, 1)),
+        Items("What the file lacks", lacks),
     )
-    return page(title, lead, body)
+    return Section(name, f"Gradient blueprint: {blueprint.model_id}", parts)
 
 
-def legend() -> str:
-    """Return the colour scale as a list."""
-    edges = [f"{100 * edge:g}" for edge in EDGES]
-    names = [f"below {edges[0]}", *(f"{a} to {b}" for a, b in pairwise(edges)), f"{edges[-1]} up"]
-    items = "".join(f'<li class="s{i}">{name}</li>' for i, name in enumerate(names))
-    return f'<ul class="legend" aria-label="Colour scale, percent">{items}</ul>'
+def scale(edges: Sequence[float]) -> str:
+    """Return in words where the shades of a table of shares change."""
+    return f"The shade changes at {', '.join(f'{100 * edge:g}' for edge in edges)} %."
 
 
-def _heat(blueprint: Blueprint) -> str:
+def _heat(blueprint: Blueprint) -> Table:
+    """Return shares of the squared gradient norm: a row per layer, or submodule in no layer; columns by domain."""
     kinds, rows, apart = grid(blueprint)
     tags = domains_of(blueprint)
     found = {tag: shares(blueprint, tag) for tag in tags}
-    wide = max(1, len(kinds))
+    none = Cell("")
 
-    def cell(tag: str, name: str | None, span: int) -> str:
-        known, columns = found[tag], f' colspan="{span}"' if span > 1 else ""
-        if known is None or name is None:
-            return f'<td{columns} class="none">not told</td>'
-        return f'<td{columns} class="s{step(known[name])}">{percent(known[name])}</td>'
+    def shaded(tag: str, name: str | None) -> Cell:
+        known = found[tag]
+        return NOT_TOLD if known is None or name is None else share_cell(known[name])
 
-    groups = "".join(f'<th scope="colgroup" colspan="{wide}">{escape(tag)}</th>' for tag in tags)
-    columns = "".join(f'<th scope="col">{kind}</th>' for kind in kinds) * len(tags)
-    head = f'<tr><th class="first" scope="col" rowspan="{2 if kinds else 1}">layer</th>{groups}</tr>'
-    lines = [head + (f"<tr>{columns}</tr>" if kinds else "")]
-    lines = [f"<thead>{lines[0]}</thead>", "<tbody>"]
+    columns = [*kinds, "other"] if apart else kinds
+    lines = []
     for index, names in rows:
-        cells = "".join(cell(tag, name, 1) for tag in tags for name in names)
-        lines.append(f'<tr><th scope="row">{index}</th>{cells}</tr>')
+        own = ([*(shaded(tag, name) for name in names), *([none] if apart else [])] for tag in tags)
+        lines.append((Cell(f"layer {index}"), *(cell for cells in own for cell in cells)))
     for name in apart:
-        lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cell(tag, name, wide) for tag in tags)}</tr>')
-    return scrolled("heat", "Share of squared gradient norm by layer, submodule and domain", [*lines, "</tbody>"])
+        own = ([*(none for _ in kinds), shaded(tag, name)] for tag in tags)
+        lines.append((Cell(name), *(cell for cells in own for cell in cells)))
+    header = ("submodule", *(f"{tag} {kind}" for tag in tags for kind in columns))
+    return Table("heat", "Share of squared gradient norm, in percent", header, tuple(lines), (scale(EDGES),))
 
 
-def _details(blueprint: Blueprint) -> str:
+def share_cell(share: float) -> Cell:
+    """Return a share in percent, shaded by its step."""
+    return Cell(percent(share), share, step(share))
+
+
+def _submodules(blueprint: Blueprint) -> Table:
     names = ("parameters", "gradient norm", "95 % interval", "example norm", "alpha", "tail", "gamma, fitted", "k_star")
-    head = '<th class="first" scope="col">submodule</th>' + "".join(f'<th scope="col">{name}</th>' for name in names)
-    lines = [f"<thead><tr>{head}</tr></thead>", "<tbody>"]
-    for layer in blueprint.layers:
-        row = "".join(f"<td>{escape(value)}</td>" for value in _row(layer, str(blueprint.reference)))
-        lines.append(f'<tr><th scope="row">{escape(layer.id)}</th>{row}</tr>')
-    return scrolled("details", "Submodules: size, norms, intervals, tail and k_star", [*lines, "</tbody>"])
+    reference = str(blueprint.reference)
+    rows = tuple((Cell(layer.id), *_row(layer, reference)) for layer in blueprint.layers)
+    return Table("submodules", f"Submodules, in domain {reference}", ("submodule", *names), rows, words=(0, 3, 6, 8))
 
 
-def _row(layer: Layer, reference: str) -> Sequence[str]:
+def _row(layer: Layer, reference: str) -> tuple[Cell, ...]:
     own = layer.domains.get(reference)
+    size = NOT_TOLD if layer.parameters is None else Cell(f"{layer.parameters:,}", layer.parameters)
+    share = f"{100 * layer.k_star:.3g} %" if layer.k_star is not None else f"none: {layer.k_star_why or 'not told why'}"
     return (
-        "not told" if layer.parameters is None else f"{layer.parameters:,}",
-        told(layer.gradient_norm),
-        _interval(None if own is None else own.gradient_norm_ci),
-        told(layer.example_norm),
-        told(layer.alpha),
-        "not told" if layer.fit is None else layer.fit.verdict,
-        told(layer.gamma_fit),
-        f"{100 * layer.k_star:.3g} %" if layer.k_star is not None else f"none: {layer.k_star_why or 'not told why'}",
+        size,
+        Cell(told(layer.gradient_norm), layer.gradient_norm),
+        Cell(_interval(None if own is None else own.gradient_norm_ci)),
+        Cell(told(layer.example_norm), layer.example_norm),
+        Cell(told(layer.alpha), layer.alpha),
+        NOT_TOLD if layer.fit is None else Cell(layer.fit.verdict),
+        Cell(told(layer.gamma_fit), layer.gamma_fit),
+        Cell(share, layer.k_star),
     )
 
 

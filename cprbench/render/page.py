@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from importlib.resources import files
 
 
@@ -31,18 +30,4 @@ def document(title: str, body: str, script: str = "") -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f"<title>{title}</title>\n<style>\n{template('page.css')}</style>\n</head>\n<body>\n"
         f"{body}{script}</body>\n</html>\n"
-    )
-
-
-def page(title: str, lead: str, body: str) -> str:
-    """Return a page of one column that runs nothing; all three are HTML, escaped already."""
-    return document(title, f"<main>\n<h1>{title}</h1>\n<p>{lead}</p>\n{body}</main>\n")
-
-
-def scrolled(kind: str, label: str, lines: Sequence[str]) -> str:
-    """Return a table of class `kind` that scrolls inside the page; `label` and its `lines` are HTML."""
-    inside = "\n".join(lines)
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">\n'
-        f'<table class="{kind}">\n<caption>{label}</caption>\n{inside}\n</table>\n</div>'
     )

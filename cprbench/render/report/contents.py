@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cprbench.blueprint.schema import Blueprint
 from cprbench.judge.cpr import Group, compare
 from cprbench.judge.curves import curves
 from cprbench.judge.evidence import Evidence
@@ -40,7 +39,11 @@ def report_of(evidence: Evidence, verdicts: Sequence[Verdict] = (), groups: Sequ
         _group(group, evidence, f"runs-{i}", title)
         for i, (group, title) in enumerate(zip(found, titles, strict=True), 1)
     ]
-    rest = [*_claims(verdicts), *_blueprints(evidence.blueprints)]
+    rest = [*_claims(verdicts)]
+    rest += [
+        heatmap.section(evidence.blueprints[file], f"blueprint-{i}")
+        for i, file in enumerate(sorted(evidence.blueprints), 1)
+    ]
     if evidence.records:
         rest.append(Section("carbon", "Compute and carbon statement", (carbon.statement(evidence.records),)))
     if not found:
@@ -230,48 +233,3 @@ def _claims(verdicts: Sequence[Verdict]) -> Iterator[Section]:
         lines = tuple(f"{clean(v.id)}: {clean(v.reason)}" for v in untold)
         parts.append(Items(f"{len(untold)} claims that these runs cannot answer", lines, folded=True))
     yield Section("claims", "Claims", tuple(parts))
-
-
-def _blueprints(blueprints: Mapping[str, Blueprint]) -> Iterator[Section]:
-    for i, (file, blueprint) in enumerate(sorted(blueprints.items()), 1):
-        yield Section(
-            f"blueprint-{i}",
-            f"Gradient blueprint: {blueprint.model_id}",
-            (
-                Prose((f"{file}: {len(blueprint.layers)} submodules; shares of the squared gradient norm.",)),
-                _heat(blueprint),
-                Table(
-                    "blueprint",
-                    "Where the blueprint comes from",
-                    ("what", "value"),
-                    tuple((Cell(name), Cell(value)) for name, value in heatmap.facts(blueprint)),
-                    words=(0, 1),
-                ),
-                *([Items("What the file lacks", tuple(blueprint.lacks()))] if blueprint.lacks() else []),
-            ),
-        )
-
-
-def _heat(blueprint: Blueprint) -> Table:
-    """Return shares of the squared gradient norm: a row per layer, or submodule in no layer; columns by domain."""
-    kinds, rows, apart = heatmap.grid(blueprint)
-    tags = heatmap.domains_of(blueprint)
-    found = {tag: heatmap.shares(blueprint, tag) for tag in tags}
-    none = Cell("")
-
-    def shaded(tag: str, name: str | None) -> Cell:
-        known = found[tag]
-        if known is None or name is None:
-            return Cell("not told")
-        return Cell(heatmap.percent(known[name]), known[name], heatmap.step(known[name]))
-
-    columns = [*kinds, "other"] if apart else kinds
-    lines = []
-    for index, names in rows:
-        own = ([*(shaded(tag, name) for name in names), *([none] if apart else [])] for tag in tags)
-        lines.append((Cell(f"layer {index}"), *(cell for cells in own for cell in cells)))
-    for name in apart:
-        own = ([*(none for _ in kinds), shaded(tag, name)] for tag in tags)
-        lines.append((Cell(name), *(cell for cells in own for cell in cells)))
-    title = "Share of squared gradient norm, in percent"
-    return Table("heat", title, ("submodule", *(f"{tag} {kind}" for tag in tags for kind in columns)), tuple(lines))

@@ -10,6 +10,7 @@ from cprbench.judge.groups import Figure
 from cprbench.judge.retention import PREDICTIONS, Row, retention
 from cprbench.judge.sweeps import Grid, Sweep
 from cprbench.render import retention as page
+from cprbench.render.heatmap import scale
 from cprbench.render.numbers import number, percent, score, with_interval
 from cprbench.render.report.comparison import cell, count, interval
 from cprbench.render.report.document import Cell, Items, Part, Prose, Table
@@ -76,7 +77,7 @@ def grid_table(grid: Grid, name: str) -> Table:
         f"Share of full's gain by k and q, measured and predicted: {grid.name}",
         ("share of the gain", "k", *(f"q = {q:g}" for q in grid.qs)),
         tuple(rows),
-        ("Shades: " + ", ".join(percent(Figure(edge)) for edge in SHADES) + " begin a step of the scale.",),
+        (scale(SHADES),),
     )
 
 
