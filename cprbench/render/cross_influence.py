@@ -108,7 +108,7 @@ def html(found: CrossInfluence, facts: Facts, title: str) -> str:
         Prose((*(f"none: {why}" for why in reasons), COST)),
         _table("facts", "Where the numbers come from", ("what", "value"), facts, (0, 1)),
     )
-    return render_html(Report("Cross-influence", (Section("cross-influence", title, parts),)))
+    return render_html(Report(title, (Section("cross-influence", "What the scores say", parts),)))
 
 
 def _heat(found: CrossInfluence) -> Table | Prose:

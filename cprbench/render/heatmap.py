@@ -134,10 +134,15 @@ def html(blueprint: Blueprint) -> str:
     """Return the page of a blueprint; the same bytes for the same file."""
     from cprbench.render.report.html import render_html
 
-    return render_html(Report("Gradient blueprint", (section(blueprint, "blueprint"),)))
+    return render_html(Report(title_of(blueprint), (section(blueprint, "blueprint", "What the file says"),)))
 
 
-def section(blueprint: Blueprint, name: str) -> Section:
+def title_of(blueprint: Blueprint) -> str:
+    """Return what a page about a blueprint is called."""
+    return f"Gradient blueprint: {blueprint.model_id}"
+
+
+def section(blueprint: Blueprint, name: str, title: str) -> Section:
     """Return what a page says of a blueprint: the map, the submodules, where the numbers come from, what it lacks."""
     lead = f"{len(blueprint.layers)} submodules at {100 * blueprint.training_checkpoint:g} % of training. "
     lead += "A share is the part of the gradient's squared norm that falls on a submodule."
@@ -150,7 +155,7 @@ def section(blueprint: Blueprint, name: str) -> Section:
         Table("facts", "Where the numbers come from", ("what", "value"), rows, words=(0, 1)),
         Items("What the file lacks", lacks),
     )
-    return Section(name, f"Gradient blueprint: {blueprint.model_id}", parts)
+    return Section(name, title, parts)
 
 
 def scale(edges: Sequence[float]) -> str:
