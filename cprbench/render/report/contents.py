@@ -40,10 +40,9 @@ def report_of(evidence: Evidence, verdicts: Sequence[Verdict] = (), groups: Sequ
         for i, (group, title) in enumerate(zip(found, titles, strict=True), 1)
     ]
     rest = [*_claims(verdicts)]
-    rest += [
-        heatmap.section(evidence.blueprints[file], f"blueprint-{i}")
-        for i, file in enumerate(sorted(evidence.blueprints), 1)
-    ]
+    for i, file in enumerate(sorted(evidence.blueprints), 1):
+        blueprint = evidence.blueprints[file]
+        rest.append(heatmap.section(blueprint, f"blueprint-{i}", f"{heatmap.title_of(blueprint)} ({file})"))
     if evidence.records:
         rest.append(Section("carbon", "Compute and carbon statement", (carbon.statement(evidence.records),)))
     if not found:
