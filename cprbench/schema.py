@@ -18,11 +18,20 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0, le=2**63)]
 
 
+#: Sums, squares and means of what is below this stay finite.
+MOST = 1e100
+
+
 def finite(value: Any) -> Any:
-    """Return `value` when no number in it is NaN or infinite; raises ValueError with the number otherwise."""
+    """Return `value` when every number in it is a finite float, or a whole number that has one.
+
+    Raises ValueError for NaN, infinity and whole numbers beyond MOST.
+    """
     match value:
         case float() if not math.isfinite(value):
             raise ValueError(f"{value} is not a finite number")
+        case int() if abs(value) > MOST:  # it has no float
+            raise ValueError(f"a number is beyond {MOST:g}")
         case dict():
             for part in value.values():
                 finite(part)
@@ -32,8 +41,6 @@ def finite(value: Any) -> Any:
     return value
 
 
-#: Sums, squares and means of what is below this stay finite.
-MOST = 1e100
 Finite = Annotated[float, Field(allow_inf_nan=False, ge=-MOST, le=MOST)]
 Amount = Annotated[float, Field(ge=0, le=MOST)]
 Table = Annotated[dict[str, Any], AfterValidator(finite)]  # free keys; numbers are finite all the same

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from cprbench.endings import Budgets, BudgetSpec, StopSpec
-from cprbench.schema import MOST, Amount, Count, Finite, Frozen, Sha256, Table, sha256_of
+from cprbench.schema import MOST, Amount, Count, Finite, Frozen, Sha256, Table, finite, sha256_of
 from cprbench.sources import ExampleSpec, Source, Splits
 
 RECORD_SCHEMA: Literal["cprbench.record/1"] = "cprbench.record/1"
@@ -176,7 +176,7 @@ class Choice(Frozen):
     """A method or selection with its resolved settings."""
 
     name: str
-    settings: dict[str, Scalar] = {}
+    settings: Annotated[dict[str, Scalar], AfterValidator(finite)] = {}
 
 
 #: What runs did before the recipe had these settings: records without them are read as saying so, and a run that says
@@ -259,6 +259,7 @@ class Reading(Frozen):
             raise ValueError(f"{self.quantity}: a reading has either a value or why_missing")
         if (self.value is None) != (self.source is None):
             raise ValueError(f"{self.quantity}: a reading has a source exactly when it has a value")
+        finite(self.value)
         if self.value is not None and self.value < 0:
             raise ValueError(f"{self.quantity}: {self.value} is below zero, so it was not measured")
         return self

@@ -81,6 +81,7 @@ READING_SIDE = (
     "cprbench.render.plan",
     "cprbench.render.report.latex",
     "cprbench.render.report.html",
+    "cprbench.render.report.writing",
     "cprbench.render.stop_rule",
     "cprbench.render.verdicts",
     "cprbench.cli",

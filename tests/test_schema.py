@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
 from cprbench.errors import SpecError
-from cprbench.schema import Frozen, canonical_json, parse, sha256_of
+from cprbench.schema import Frozen, canonical_json, finite, parse, sha256_of
 
 
 class Wheel(Frozen):
@@ -115,3 +115,9 @@ def test_the_hash_is_the_sha256_of_the_canonical_text() -> None:
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers() | st.booleans() | st.none(), max_size=5))
 def test_the_order_of_keys_does_not_move_the_hash(data: dict[str, Any]) -> None:
     assert sha256_of(dict(reversed(data.items()))) == sha256_of(data)
+
+
+def test_a_whole_number_that_no_float_holds_is_refused() -> None:
+    with pytest.raises(ValueError, match="beyond 1e"):
+        finite({"a": [10**400]})
+    assert finite({"a": [10**30, True]}) == {"a": [10**30, True]}

@@ -41,6 +41,10 @@ def report(
     """
     from cprbench.judge.evidence import gather
 
+    if json_ and (format_ or out is not None):
+        raise SpecError(
+            "--json prints the comparison: leave --format and --out away, or write --format json --out DIR."
+        )
     names = ["json"] if json_ else list(dict.fromkeys(name.strip() for name in format_.split(",") if name.strip()))
     for name in names:
         if name not in FORMATS:
@@ -52,10 +56,10 @@ def report(
         for why in found.damaged.values():
             typer.echo(f"damaged: {why}", err=True)
         if out is None and not names:
-            _print(found)
+            _print(found, claims)
         elif out is None:
             shown = _writing(found, claims).files(names[0])[str(FORMATS[names[0]])]
-            typer.echo(shown.decode(), nl=False)
+            typer.echo(shown, nl=False)
         else:
             _write_all(_writing(found, claims), names or ["html"], out)
 
@@ -114,13 +118,19 @@ def _write(path: Path, content: bytes) -> None:
         raise StoreError(f"{path}: cannot write ({error.strerror or error}). Pass another --out DIR.") from None
 
 
-def _print(found: Evidence) -> None:
+def _print(found: Evidence, claims: str | None) -> None:
+    """Print the tables of the terminal, and the verdicts of claims that were asked for by name."""
     from rich.console import Console
 
+    from cprbench.judge.claims import check
     from cprbench.judge.cpr import compare
     from cprbench.render.terminal import print_groups
+    from cprbench.render.verdicts import text
 
+    asked = [] if claims is None else _claims(claims)
     groups = compare(found.records, found.predictions)
     if not groups:
         typer.echo("There are no runs to report.")
     print_groups(Console(), groups)
+    if asked:
+        typer.echo(f"\n{text(check(asked, found, groups))}", nl=False)

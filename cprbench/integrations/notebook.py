@@ -12,7 +12,9 @@ from typing import Any
 from cprbench.errors import CprbenchError
 from cprbench.judge.cpr import Group, compare
 from cprbench.render.numbers import number, percent, score, signed
+from cprbench.render.page import plain
 from cprbench.render.report.tidy import reading_rows, run_rows
+from cprbench.render.titles import titles_of
 from cprbench.runs import store
 from cprbench.spec import RunRecord, Scalar
 
@@ -46,7 +48,8 @@ class Runs(store.Runs):
 
     def _repr_html_(self) -> str:
         damaged = f"<p>{len(self.damaged)} damaged, left out: {escape(', '.join(self.damaged))}</p>"
-        tables = "".join(map(_table, compare(self.records)))
+        groups = compare(self.records)
+        tables = "".join(map(_table, groups, titles_of(groups)))
         return (tables or "<p>There are no runs.</p>") + damaged * bool(self.damaged)
 
 
@@ -68,13 +71,15 @@ def _dtype(values: Sequence[Scalar]) -> str:
     return next((name for of, name in names if kinds == of), "object")
 
 
-def _table(group: Group) -> str:
+def _table(group: Group, title: str) -> str:
     rows = [
         (arm.arm, score(arm.final), signed(arm.gain), percent(arm.retained_gain), number(arm.gamma["flops"]))
         for arm in group.arms
     ]
-    key = group.key
-    title = f"{key['task']} v{key['task_version']} x {key['model']}, {group.metric}, {key['hardware_class']}"
+    title = f"{title}, {group.metric}, {group.key['hardware_class']}"
+    title += ". A smoke test, which never ranks" if group.key["role"] == "smoke" else ""
     head = "".join(f'<th scope="col">{name}</th>' for name in _COLUMNS)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><caption>{escape(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    body = "".join(f"<tr>{''.join(f'<td>{escape(plain(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    return (
+        f"<table><caption>{escape(plain(title))}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )

@@ -266,13 +266,13 @@ def _arm(name: str, records: Sequence[RunRecord], table: Comparison, trials: dic
         finals=tuple(finals.values()),
         reference=mean([references.get(block) for block in ok], no_reference),
         gain=gain,
-        gamma={name: mean([getattr(r.gamma, name) for r in ok.values()], NOT_MEASURED) for name in RESOURCES},
-        seconds=mean([r.seconds.get("billed") for r in ok.values()], NOT_MEASURED),
+        gamma={name: _mean_cost(ok, name) for name in RESOURCES},
+        seconds=_mean_cost(ok, "seconds"),
         retained_gain=kept,
         multiple_of_full={name: table.multiple(ok, name) for name in RESOURCES},
         against_full=against,
         cost_of_full=costs,
-        quadrant={name: _quadrant(against, cost, floor) for name, cost in costs.items()},
+        quadrant={name: _quadrant(gain, against, cost, floor) for name, cost in costs.items()},
         floor=floor,
         item_error=table.item_error(ok),
         trained_share=mean([trained_share_of(r) for r in ok.values()], "not told" if ok else "no run ended well"),
@@ -282,6 +282,14 @@ def _arm(name: str, records: Sequence[RunRecord], table: Comparison, trials: dic
             trial_ids, trials, {str(r.notes.get("learning_rate_from")) for r in ok.values()}
         ),
     )
+
+
+def _mean_cost(runs: Mapping[int, RunRecord], axis: str) -> Figure:
+    if not runs:
+        return Figure.none("no run ended well")
+    if why := of_two_kinds(axis, list(runs.values())):
+        return Figure.none(why)
+    return mean([cost_of(record, axis) for record in runs.values()], NOT_MEASURED)
 
 
 def _tried_for(trial: RunRecord, run: RunRecord) -> bool:
@@ -360,12 +368,16 @@ def floor_of(gain: Estimate, retained: Estimate) -> str | None:
     """Return why an arm is no capability that a multiple or a quadrant may speak for, None where it is one."""
     if retained.value is None:
         return retained.why
-    if retained.value < CAPABILITY_FLOOR:
+    if retained.value < CAPABILITY_FLOOR * (1 - 1e-9):  # half of a gain may be a hair less in floating point
         return f"keeps less than {100 * CAPABILITY_FLOOR:.0f} % of full's gain"
     within = gain.se is not None and (gain.value or 0.0) < 2 * gain.se
     return "its gain is within two standard errors of 0" if within else None
 
 
-def _quadrant(against: Estimate, cost: Estimate, floor: str | None) -> str:
-    found = quadrant(against, cost, above_floor=floor is None)
-    return found.value or str(found.why)
+def _quadrant(gain: Estimate, against: Estimate, cost: Estimate, floor: str | None) -> str:
+    # What gains for certain, and more than full does, is a capability, whether or not full's own gain is one.
+    above = floor is None or ((gain.low or 0.0) > 0 and (against.low or 0.0) > 0)
+    found = quadrant(against, cost, above_floor=above)
+    if found.value is None:
+        return str(found.why)
+    return found.value if found.why is None else f"{found.value}: {found.why}"

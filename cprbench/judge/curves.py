@@ -51,14 +51,13 @@ def curves(group: Group, evidence: Evidence, resource: str = "flops", target: fl
         name: {block: _point(record, group.metric, resource, sign) for block, record in of.items()}
         for name, of in runs.items()
     }
-    able = frozenset(arm.arm for arm in group.arms if arm.floor is None)
     return Curves(
         resource=resource,
         metric=group.metric,
         target=None if wanted is None else sign * wanted,
         last_window_ratio={name: _last(by_block) for name, by_block in found.items()},
         cost_to_target={n: frontier.cost_to_target(c, wanted) for n, c in found.items()} if wanted is not None else {},
-        front=frontier.front(points, above_floor=able),
+        front=frontier.front(points, {arm.arm: arm.floor for arm in group.arms}),
     )
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cprbench.judge.statistics import LEAST_FOR_INTERVAL, RESAMPLES, SEED, TOO_FEW, Estimate
@@ -34,11 +35,12 @@ class Placed:
 class Front:
     """The arms that no other arm beats on both axes, and how sure that is."""
 
-    arms: tuple[str, ...]  # of the means over blocks, in the order given
+    arms: tuple[str, ...]  # of the means over `blocks`, in the order given
     frequency: dict[str, float]  # share of resamples of the blocks in which an arm is on the front; empty with `why`
     off: dict[str, str]  # arms that cannot be on it, with the reason
     blocks: tuple[int, ...]  # that all arms but these have
     why: str | None = None
+    means: dict[str, tuple[float, float]] = field(default_factory=dict)  # (cost, psi) of its arms over `blocks`
     resamples: int = RESAMPLES
     seed: int = SEED
 
@@ -100,18 +102,24 @@ def pareto(points: Mapping[str, Point]) -> tuple[str, ...]:
     )
 
 
-def front(points: Mapping[str, Mapping[int, Point]], above_floor: Collection[str]) -> Front:
+def front(points: Mapping[str, Mapping[int, Point]], floors: Mapping[str, str | None]) -> Front:
     """Return the front of the block means (arm -> block -> point) and each arm's share of fronts over resampled blocks.
 
-    Arms that are not in `above_floor`, or not measured in every block, are off the front and beat no other. Blocks are
-    drawn jointly: a resample takes the same blocks of all arms, from those that all of them have.
+    Arms that have a reason in `floors`, were not measured in every block, or lack a block that most arms have, are off
+    the front and beat no other. Blocks are drawn jointly: a resample takes the same blocks of all arms, from those that
+    all of them have.
     """
     import numpy as np
 
-    off = {arm: BELOW_FLOOR for arm in points if arm not in above_floor}
+    off = {arm: str(why) for arm, why in floors.items() if why is not None and arm in points}
     for arm, by_block in points.items():
         if arm not in off and not all(pareto({"": point}) for point in by_block.values()):
             off[arm] = "not measured in every block"
+    counts = Counter(block for arm, by_block in points.items() if arm not in off for block in by_block)
+    usual = {block for block, arms in counts.items() if 2 * arms > len(points) - len(off)}
+    for arm, by_block in points.items():
+        if arm not in off and (lacking := sorted(usual - set(by_block))):
+            off[arm] = f"no run in block {', '.join(map(str, lacking))}"
     able = [arm for arm in points if arm not in off]
     blocks = tuple(sorted(set.intersection(*(set(points[arm]) for arm in able)))) if able else ()
     if not blocks:
@@ -122,14 +130,15 @@ def front(points: Mapping[str, Mapping[int, Point]], above_floor: Collection[str
         return pareto({arm: (float(c), float(p)) for arm, (c, p) in zip(able, means, strict=True)})
 
     arms = on(table.mean(axis=1))
+    means = {arm: (float(c), float(p)) for arm, (c, p) in zip(able, table.mean(axis=1), strict=True) if arm in arms}
     if len(blocks) < LEAST_FOR_INTERVAL:
-        return Front(arms, {}, off, blocks, TOO_FEW)
+        return Front(arms, {}, off, blocks, TOO_FEW, means)
     generator = np.random.Generator(np.random.PCG64(SEED))
-    counts = dict.fromkeys(able, 0)
+    drawn_on = dict.fromkeys(able, 0)
     for drawn in generator.integers(len(blocks), size=(RESAMPLES, len(blocks))):
         for arm in on(table[:, drawn].mean(axis=1)):
-            counts[arm] += 1
-    return Front(arms, {arm: count / RESAMPLES for arm, count in counts.items()}, off, blocks)
+            drawn_on[arm] += 1
+    return Front(arms, {arm: count / RESAMPLES for arm, count in drawn_on.items()}, off, blocks, None, means)
 
 
 def cost_to_target(curves: Mapping[int, Sequence[Point]], target: float) -> CostToTarget:

@@ -84,13 +84,19 @@ def group_key(record: RunRecord) -> dict[str, Any]:
         "model": record.spec.model.label,
         "weights_sha256": record.spec.model.weights_sha256,
         "hardware_class": record.environment.hardware_class,
-        "processes": record.environment.facts.get("processes", 1),
+        "processes": _processes(record),
         "limits": record.limits,
         "role": record.role,
         "loop": record.loop,
         "memory_basis": record.gamma.memory_basis,
         "recipe": recipe,
     }
+
+
+def _processes(record: RunRecord) -> int:
+    """Return how many processes trained together; facts are a free table, and what is no count there says nothing."""
+    told = record.environment.facts.get("processes", 1)
+    return told if isinstance(told, int) and not isinstance(told, bool) and told > 0 else 1
 
 
 def latest(records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -101,17 +107,30 @@ def latest(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 
 def runs_by_arm(records: Iterable[RunRecord]) -> dict[str, dict[int, RunRecord]]:
-    """Return arm -> block -> run, failed ones included, named as a group's arms are."""
-    by_arm: dict[str, dict[int, RunRecord]] = defaultdict(dict)
+    """Return arm -> block -> run, failed ones included, named as a group's arms are.
+
+    A label whose runs were asked for different things, or have a block twice, is several arms: a mean mixes nothing,
+    and nobody chooses. The one with the most blocks keeps the plain name.
+    """
+    alike: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
     for record in sorted(
         records, key=lambda r: (r.status != "ok", r.notes.get("learning_rate_from") == "given", r.run_id)
     ):
-        arm = record.arm
-        if record.block in by_arm[arm]:  # the same arm and block twice is two rows, never one of them
-            rate = "" if record.spec.training is None else f"lr={record.spec.training.learning_rate:g}, "
-            arm = f"{record.arm} ({rate}{record.run_id})"
-        by_arm[arm][record.block] = record
-    return dict(by_arm)
+        alike[record.arm, sha256_of(recipe_of(record))].append(record)
+    by_arm: dict[str, dict[int, RunRecord]] = {}
+    for (label, _), runs in sorted(alike.items(), key=lambda item: -len({r.block for r in item[1]})):
+        arm = label if label not in by_arm else _told_apart(runs[0])
+        for record in runs:
+            row = by_arm.setdefault(arm, {})
+            if record.block in row:  # the same arm and block twice is two rows, never one of them
+                row = by_arm.setdefault(_told_apart(record), {})
+            row[record.block] = record
+    return by_arm
+
+
+def _told_apart(record: RunRecord) -> str:
+    rate = "" if record.spec.training is None else f"lr={record.spec.training.learning_rate:g}, "
+    return f"{record.arm} ({rate}{record.run_id})"
 
 
 def recipe_of(record: RunRecord) -> list[Any]:

@@ -73,7 +73,7 @@ def sweeps(group: Group) -> tuple[Sweep, ...]:
     """Return the sweeps over k, then those over q, of a group of comparable runs.
 
     Arms are a family where selection, budget, stop rule, learning rate and all settings but the share are equal, with
-    two different shares at least. An arm on all data closes the q-sweeps of its method, and `full` the k-sweeps of
+    LEAST_SHARES different shares. An arm on all data closes the q-sweeps of its method, and `full` the k-sweeps of
     method partial with its selection and end. Draws to another arm's bill are in none: their q follows from the bill.
     """
     runs = {name: of for name, of in runs_by_arm(group.records).items() if next(iter(of.values())).arm == name}
@@ -96,14 +96,16 @@ def grids(group: Group) -> tuple[Grid, ...]:
     table = retention(group)
     rows = {row.arm: row for row in table.rows} if table else {}
     arms = {name: next(iter(of.values())) for name, of in runs_by_arm(group.records).items() if name in rows}
+    recipes = {name: _but(recipe_of(record), "k", "q") for name, record in arms.items() if record.arm == name}
+    sweep_q = {name for name in recipes if _sweeps_q(arms[name])}
     families: dict[str, list[str]] = defaultdict(list)
-    for name, record in arms.items():
-        if record.arm == name and "k" in record.spec.method.settings and _sweeps_q(record):
-            families[sha256_of(_but(recipe_of(record), "k", "q"))].append(name)
+    for name in recipes:
+        if "k" in arms[name].spec.method.settings and name in sweep_q:
+            families[sha256_of(recipes[name])].append(name)
     found = []
     for members in families.values():
-        of = arms[members[0]]
-        names = [name for name, record in arms.items() if record.arm == name and _in_grid(record, of)]
+        of = recipes[members[0]]
+        names = [name for name, own in recipes.items() if _in_grid(own, of, name in sweep_q)]
         # At (k, 1) all data comes first, and a selection that keeps everything gives way.
         names.sort(key=lambda name: (arms[name].spec.selection.name == "all", name))
         cells = {(_asked(arms[name], "k"), _asked(arms[name], "q")): rows[name] for name in names}
@@ -120,30 +122,30 @@ def grids(group: Group) -> tuple[Grid, ...]:
 
 def _families(first: Mapping[str, RunRecord], share: Share) -> dict[str, list[str]]:
     """Return the arms of every family, those that close it last; `first`: arm -> any run of it."""
+    recipes = {name: recipe_of(first[name]) for name in sorted(first)}
     families: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(first):
+    for name, recipe in recipes.items():
         settings = first[name].spec.method.settings
         if _drawn_to_a_bill(first[name]) or not ("k" in settings if share == "k" else _sweeps_q(first[name])):
             continue
-        families[sha256_of(_but(recipe_of(first[name]), share))].append(name)
+        families[sha256_of(_but(recipe, share))].append(name)
     for members in families.values():
-        members += [n for n in sorted(first) if n not in members and _closes(first[n], first[members[0]], share)]
+        of = recipes[members[0]]
+        members += [name for name, own in recipes.items() if name not in members and _closes(own, of, share)]
     return dict(families)
 
 
-def _closes(record: RunRecord, member: RunRecord, share: Share) -> bool:
+def _closes(own: list[Any], other: list[Any], share: Share) -> bool:
     """Return whether an arm is where a family ends: everything trains, or everything is trained on."""
-    own, other = recipe_of(record), recipe_of(member)
     if share == "k":
         return own[0] == "full" and other[0] == _CLOSED_BY_FULL and own[2:6] == other[2:6]
     return own[2] == "all" and own[:2] == other[:2] and own[4:6] == other[4:6]
 
 
-def _in_grid(record: RunRecord, of: RunRecord) -> bool:
-    """Return whether an arm is a cell of the grid that `of` stands in: same method, or full; same selection, or all."""
-    own, other = (_but(recipe_of(r), "k", "q") for r in (record, of))
+def _in_grid(own: list[Any], other: list[Any], sweeps_q: bool) -> bool:
+    """Return whether an arm is a cell of another's grid: same method, or full; same selection, or all."""
     method = own[:2] == other[:2] or (own[0] == "full" and other[0] == _CLOSED_BY_FULL)
-    return method and (own[2] == "all" or (own[2:4] == other[2:4] and _sweeps_q(record)))
+    return method and (own[2] == "all" or (own[2:4] == other[2:4] and sweeps_q))
 
 
 def _but(recipe: list[Any], *shares: Share) -> list[Any]:

@@ -4,28 +4,10 @@ from __future__ import annotations
 
 import math
 
-from cprbench.judge.cpr import Group
 from cprbench.judge.curves import USUAL_TARGET, Curves
 from cprbench.judge.frontier import CostToTarget
 from cprbench.judge.groups import Figure
-from cprbench.render.numbers import number, percent, resource_title, with_interval
-
-COLUMNS = ("arm", "against full", "on the front", "cost to target", "last window")
-
-
-def rows(group: Group, found: Curves) -> list[list[str]]:
-    """Return a row of COLUMNS per arm."""
-    return [
-        [
-            arm.arm,
-            "full itself" if arm.arm == "full" else arm.quadrant[found.resource],
-            _on_front(arm.arm, found),
-            _reached(found.cost_to_target.get(arm.arm)),
-            with_interval(number, found.last_window_ratio[arm.arm]),
-        ]
-        for arm in group.arms
-        if arm.arm in found.last_window_ratio
-    ]
+from cprbench.render.numbers import number, percent, resource_title
 
 
 def title(found: Curves) -> str:
@@ -35,21 +17,24 @@ def title(found: Curves) -> str:
 
 def legend(found: Curves) -> str:
     """Return what the columns mean."""
-    target = "no target: fewer than two arms were validated"
+    target = "no target, for fewer than two arms were validated to the end, or all ended alike"
     if found.target is not None:
         target = (
-            f"target: a validation {found.metric} of {found.target:.3f}, {100 * USUAL_TARGET:.0f} % of the way from "
-            "the worst arm's mean last validation to the best one's; a block that never gets there costs without end"
+            f"a validation {found.metric} of {found.target:.3f}, {100 * USUAL_TARGET:.0f} % of the way from the worst "
+            "arm's mean last validation to the best one's; a block that never gets there costs without end"
         )
-    unit = resource_title(found.resource)
+    blocks = ", ".join(map(str, found.front.blocks))
+    of = f" Means are over block {blocks}, which these arms have." if found.front.blocks else ""
+    drawn = f" The share is of {found.front.resamples} joint draws of blocks." if found.front.frequency else ""
     return (
-        f"On the front: no other arm is as cheap and as good; the share is of {found.front.resamples} joint draws of "
-        f"blocks. Cost to {target}. Last window: {found.metric} per {unit} from the last validation but one to the "
-        "last, turned so that more is better; under a decaying learning rate it falls to zero by itself."
+        f"On the front: no other arm is as cheap and as good.{of}{drawn} Cost to target: {target}. Last window: "
+        f"{found.metric} per {resource_title(found.resource)} from the last validation but one to the last, turned so "
+        "that more is better; under a decaying learning rate it falls to zero by itself."
     )
 
 
-def _on_front(arm: str, found: Curves) -> str:
+def on_front(arm: str, found: Curves) -> str:
+    """Return whether an arm is on the front, in how many draws, or why it cannot be."""
     if arm in found.front.off:
         return f"no: {found.front.off[arm]}"
     share = found.front.frequency.get(arm)
@@ -57,7 +42,8 @@ def _on_front(arm: str, found: Curves) -> str:
     return ("yes" if arm in found.front.arms else "no") + told
 
 
-def _reached(found: CostToTarget | None) -> str:
+def reached(found: CostToTarget | None) -> str:
+    """Return what reaching the target cost, or why there is no number."""
     if found is None or found.median is None:
         return "n/e" if found is None else found.why or "not measured"
     missed = f" ({found.missed} of {len(found.by_block)} blocks missed)" if found.missed else ""

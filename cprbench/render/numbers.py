@@ -34,11 +34,13 @@ def number(figure: Told, digits: int = 3) -> str:
     """Return a figure with `digits` significant digits, or its reason."""
     if figure.value is None:
         return figure.why or "not measured"
-    value = figure.value
+    value = float(f"{figure.value:.{digits}g}")  # 9.996 is 10.0, and has one decimal then
     if value != 0 and (abs(value) >= 1e6 or abs(value) < 1e-4):
         return f"{value:.{digits - 1}e}"
     whole = len(str(int(abs(value))))
-    return f"{value:.{max(0, digits - whole)}f}" if abs(value) >= 1 else f"{value:.{digits}g}"
+    if whole > digits:
+        return f"{figure.value:.0f}"
+    return f"{value:.{digits - whole}f}" if abs(value) >= 1 else f"{value:.{digits}g}"
 
 
 def tick(value: float) -> str:
@@ -62,8 +64,11 @@ def signed(figure: Told) -> str:
 
 
 def percent(figure: Told) -> str:
-    """Return a share as a whole percentage, or its reason."""
-    return figure.why or "not measured" if figure.value is None else f"{100 * figure.value:.0f} %"
+    """Return a share as a whole percentage, with a digit where it is below one, or its reason."""
+    if figure.value is None:
+        return figure.why or "not measured"
+    share = 100 * figure.value
+    return f"{share:.1g} %" if 0 < abs(share) < 0.5 else f"{share:.0f} %"
 
 
 def times(figure: Told) -> str:

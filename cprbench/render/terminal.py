@@ -10,25 +10,25 @@ from cprbench.judge.cpr import Group
 from cprbench.judge.retention import retention
 from cprbench.render import retention as page
 from cprbench.render.numbers import number, percent, score, signed, times
+from cprbench.render.page import plain
 from cprbench.render.report.answer import headline
 from cprbench.render.retention import short
+from cprbench.render.titles import titles_of
 
 
 def print_groups(console: Console, groups: list[Group]) -> None:
     """Print one table per group, with its answer in a line below."""
-    for group in groups:
-        key = group.key
-        title = f"{key['task']} v{key['task_version']} x {key['model']}, {group.metric} (base " + (
-            f"{score(group.arms[0].base)})" if group.arms else "-)"
-        )
-        table = Table(title=escape(title), title_justify="left", pad_edge=False, show_edge=False, box=None)
+    for group, called in zip(groups, titles_of(groups), strict=True):
+        base = score(group.arms[0].base) if group.arms else "-"
+        title = safe(f"{called}, {group.metric} (base {base})")
+        table = Table(title=title, title_justify="left", pad_edge=False, show_edge=False, box=None)
         table.add_column("arm", overflow="fold")  # its name may be long, numbers may not be cut
         for name in ("final", "gain", "kept", "seconds", "GB·h", "FLOPs", "per FLOP", "n"):
             table.add_column(name, justify="right", no_wrap=True)
         for arm in group.arms:
             failed = f" ({arm.failed} failed)" if arm.failed else ""
             table.add_row(
-                escape(_name(arm.arm)),
+                safe(_name(arm.arm)),
                 short(score(arm.final)),
                 short(signed(arm.gain)),
                 short(percent(arm.retained_gain)),
@@ -41,10 +41,15 @@ def print_groups(console: Console, groups: list[Group]) -> None:
         console.print(table)
         console.print(
             f"gain: against {'method head' if group.reference == 'head' else 'base'}, same block; "
-            "kept: share of full's gain; per FLOP: multiple of full; n: blocks.\n" + headline(group, escape),
+            "kept: share of full's gain; per FLOP: multiple of full; n: blocks.\n" + headline(group, safe),
             highlight=False,
         )
         print_retention(console, group)
+
+
+def safe(text: str) -> str:
+    """Return a stranger's text as a terminal shows it: as it stands, and with nothing in it that is obeyed."""
+    return escape(plain(text))
 
 
 def _name(arm: str) -> str:
@@ -65,6 +70,6 @@ def print_retention(console: Console, group: Group) -> None:
     for name in columns:
         shown.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     for row in table.rows:
-        shown.add_row(escape(_name(row.arm)), *page.cells(row, columns))
+        shown.add_row(safe(_name(row.arm)), *page.cells(row, columns))
     console.print(shown)
-    console.print(escape("\n".join(page.answer(table))), highlight=False)
+    console.print("\n".join(map(safe, page.answer(table))), highlight=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, SMALL, Arm
+from tests.records_factory import make_record, store_run
 
 
 def cprbench(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -108,6 +109,28 @@ def test_report_and_status_read_real_records(minilm2: Path, run_arm: Arm, runs_f
     status = json.loads(cprbench("status", str(runs_folder), "--json").stdout)
     assert {row["status"] for row in status["runs"]} >= {"ok"}
     assert "billed in all" in cprbench("status", str(runs_folder)).stdout
+
+
+def test_a_report_says_what_it_left_out_where_its_files_are_and_what_it_could_not_write(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for i in range(14):
+        store_run(runs, make_record(arm=f"arm {i}", new_head_parameters=0))
+    (runs / ("f" * 16)).mkdir()
+    done = cprbench("report", str(runs), "--format", "md,csv", "--out", str(tmp_path / "pages"))
+    assert "damaged: " in done.stderr and f"{'f' * 16}: no manifest.json" in done.stderr
+    assert f"{tmp_path / 'pages' / 'model-cards'}/ (14 files)" in done.stdout.replace("\n", "")
+    (tmp_path / "file").write_text("not a folder")
+    (runs / ("f" * 16)).rmdir()
+    assert "cannot write" in refused("report", str(runs), "--out", str(tmp_path / "file" / "pages"))
+    assert "unknown claims 'nonsense'" in refused("report", str(runs), "--claims", "nonsense")
+    assert "leave --format and --out away" in refused("report", str(runs), "--json", "--format", "md")
+
+
+def test_claims_that_are_asked_for_are_answered_on_the_terminal_too(tmp_path: Path) -> None:
+    store_run(tmp_path, make_record(arm="full", new_head_parameters=0))
+    told = cprbench("report", str(tmp_path), "--claims", "paper").stdout
+    assert "41 checked: 0 supported, 0 refuted, 41 open." in told
+    assert "checked" not in cprbench("report", str(tmp_path)).stdout
 
 
 def test_run_prints_a_table_of_80_columns_and_says_where_the_records_are(

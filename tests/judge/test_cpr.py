@@ -351,3 +351,15 @@ def test_a_run_whose_psi_was_not_given_has_costs_and_no_gain() -> None:
 def test_readings_do_not_enter_a_comparison_only_gamma_does() -> None:
     modelled = Reading(phase="train", quantity="co2_kg", value=1.0, source="modelled")
     assert arm_of(PARTIAL, make_record(readings=[modelled])).gamma["co2_kg"].value is None
+
+
+def test_energies_of_two_scopes_are_not_averaged() -> None:
+    scopes = ("cpu", "cpu", "gpu")
+    records = [
+        make_record(arm="full", block=block, gamma={"energy_kwh": 0.1, "co2_kg": 0.01, "energy_scope": scope})
+        for block, scope in enumerate(scopes)
+    ]
+    arm = arm_of("full", *records)
+    for resource in ("energy_kwh", "co2_kg"):
+        assert arm.gamma[resource] == Figure(None, f"{resource} is of 2 kinds (cpu, gpu)")
+    assert arm.gamma["flops"].value == 1000

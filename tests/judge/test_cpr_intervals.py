@@ -106,7 +106,16 @@ def test_where_fulls_gain_may_be_zero_nothing_is_a_share_or_a_multiple_of_it() -
     assert arms_of(runs(full=unsure, blocks=1))[PARTIAL].retained_gain.value is not None  # a point tells no interval
     better = arms_of(runs(gains=[g + 0.05 + 0.001 * i for i, g in enumerate(unsure)], full=unsure))[PARTIAL]
     assert better.against_full.low is not None and better.against_full.low > 0
-    assert better.quadrant["flops"] == "indistinguishable"  # better and cheaper than what may be nothing
+    assert (
+        better.quadrant["flops"] == "indistinguishable: below the capability floor"
+    )  # better and cheaper than what may be nothing
+
+
+def test_an_arm_that_surely_gains_where_full_loses_is_better_than_full_and_not_below_a_floor() -> None:
+    losing = (-0.05, -0.04, -0.06, -0.05, -0.05, -0.04)
+    arm = arms_of(runs(gains=BETTER, full=losing))[PARTIAL]
+    assert arm.floor == "n/e: full_gain_not_positive"
+    assert arm.quadrant["flops"] == "dominates"
 
 
 @pytest.mark.parametrize(("full", "read"), [((0.3, 0.01, 0.02, 0.3, 0.01, 0.3), False), (CLEARER, True)])
@@ -186,7 +195,7 @@ UNSURE = (0.22, 0.19, 0.21, 0.20, 0.19, 0.19)
         (GAINS, 2.0, "dominated"),
         (BETTER, 2.0, "trade-off"),
         (GAINS, 0.5, "trade-off"),
-        (UNSURE, 0.5, "indistinguishable"),
+        (UNSURE, 0.5, "indistinguishable: psi not told apart"),
     ],
 )
 def test_an_arm_has_a_quadrant_against_full_by_both_intervals(

@@ -70,15 +70,15 @@ def test_how_often_an_arm_is_on_the_front_comes_from_blocks_drawn_for_all_arms_a
     drifting = {block: (1.0 + block, 0.3 + block / 10) for block in range(6)}
     above = {block: (cost + 0.1, psi + 0.001) for block, (cost, psi) in drifting.items()}
     rival = {block: (0.9, 0.451 if block % 2 else 0.6) for block in range(6)}
-    found = front({"drifting": drifting, "above": above}, ["drifting", "above"])
+    found = front({"drifting": drifting, "above": above}, {})
     assert found.frequency == {"drifting": 1.0, "above": 1.0}
     assert (found.arms, found.blocks, found.why) == (("drifting", "above"), tuple(range(6)), None)
-    found = front({"steady": steady, "rival": rival}, ["steady", "rival"])
+    found = front({"steady": steady, "rival": rival}, {})
     # rival beats steady on the mean, 0.5255; not where more than 4 of 6 draws are odd blocks: (6 + 1) / 2^6
     assert found.arms == ("rival",)
     assert found.frequency["rival"] == 1.0
     assert found.frequency["steady"] == pytest.approx(7 / 64, abs=0.03)
-    assert found == front({"steady": steady, "rival": rival}, ["steady", "rival"])
+    assert found == front({"steady": steady, "rival": rival}, {})
     assert (found.resamples, found.seed) == (2000, 0)
 
 
@@ -89,12 +89,12 @@ def test_a_run_of_one_step_and_a_run_without_a_cost_are_off_the_front_and_beat_n
         "full": dict.fromkeys(range(3), (4.0, 0.8)),
         "short": {0: (9.0, 0.1), 1: (9.0, 0.1)},
     }
-    found = front(arms, ["unmeasured", "full", "short"])
+    found = front(arms, {"one step": BELOW_FLOOR})
     assert found.arms == ("full",)
     assert found.off == {"one step": BELOW_FLOOR, "unmeasured": "not measured in every block"}
     assert (found.blocks, found.frequency, found.why) == ((0, 1), {}, TOO_FEW)  # what all that remain have
-    assert front(arms, []).why == "no arm that can be on it"
-    assert front({"a": {0: (1.0, 1.0)}, "b": {1: (1.0, 1.0)}}, "ab").why == "no block that all arms have"
+    assert front(arms, dict.fromkeys(arms, BELOW_FLOOR)).why == "no arm that can be on it"
+    assert front({"a": {0: (1.0, 1.0)}, "b": {1: (1.0, 1.0)}}, {}).why == "no block that all arms have"
 
 
 def test_the_cost_to_a_target_is_that_of_the_first_point_that_reaches_it() -> None:
@@ -127,3 +127,15 @@ def test_the_last_window_is_what_psi_rose_over_what_was_spent() -> None:
     assert (short.value, short.why) == (None, "4 points with cost and psi, a window of 4 needs 5")
     with pytest.raises(ValueError, match="window"):
         last_window_ratio(curve, 0)
+
+
+def test_an_arm_that_lacks_blocks_that_most_have_is_set_aside_and_the_rest_keep_their_blocks() -> None:
+    arms = {
+        "full": dict.fromkeys(range(3), (4.0, 0.8)),
+        "lora": dict.fromkeys(range(4), (2.0, 0.7)),
+        "lucky": {0: (1.0, 0.9)},
+    }
+    found = front(arms, {})
+    assert found.off == {"lucky": "no run in block 1, 2"}
+    assert (found.arms, found.blocks) == (("full", "lora"), (0, 1, 2))
+    assert found.means == {"full": pytest.approx((4.0, 0.8)), "lora": pytest.approx((2.0, 0.7))}

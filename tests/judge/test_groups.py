@@ -73,3 +73,16 @@ def test_the_trained_share_is_of_n_and_told_only_where_both_are() -> None:
     assert trained_share_of(make_record()) == 0.15
     assert trained_share_of(make_record(trained_parameters=None)) is None
     assert trained_share_of(make_record(total_parameters=0)) is None
+
+
+def test_runs_of_one_label_that_were_asked_for_different_things_are_different_arms() -> None:
+    def run(block: int, rank: int) -> RunRecord:
+        return make_record(
+            arm="lora", block=block, spec={"settings": {"r": rank}}, run_id=f"{block}{rank:02d}".ljust(16, "0")
+        )
+
+    arms = runs_by_arm([run(0, 8), run(1, 16), run(2, 16)])
+    assert {name: sorted(runs) for name, runs in arms.items()} == {
+        "lora": [1, 2],
+        "lora (lr=0.001, 0080000000000000)": [0],
+    }

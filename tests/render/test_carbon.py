@@ -32,11 +32,10 @@ def text(*records: RunRecord) -> str:
 def test_the_machine_its_memory_and_the_time_of_a_run_and_in_all_are_told() -> None:
     told = text(measured(), measured(1))
     assert f"2 runs on {CPU} (Xeon, 64.0 GB of main memory)." in told
-    assert (
-        "A run billed 3600 s on average, 3600 to 3600 s; all phases took 2.00 h in all, 2.00 h of them billed." in told
-    )
+    assert "A run billed 3600 s on average, 3600 to 3600 s; all together 2.00 h." in told
+    assert "All phases, billed or not, took 2.00 h." in told
     assert "Billed in all: 2.00 device hours, 4.00 core hours, 1.00 kWh, 8.00 GB·h, 0.056 kg CO2, 2000 FLOPs." in told
-    assert "The largest peak of memory was 1.00 GB." in told
+    assert "The largest peak of memory was 1.00 GB (rss)." in told
 
 
 def test_the_grid_is_told_with_its_intensity_source_and_pue() -> None:
@@ -84,7 +83,16 @@ def test_energies_of_two_kinds_are_not_added() -> None:
 
 def test_time_that_one_run_lacks_has_no_sum() -> None:
     told = text(measured(), measured(1, seconds={"train": 1.0}))
-    assert "Their time has no sum: it was measured in 1 of 2." in told and "on average" not in told
+    assert "Billed time has no sum: it was measured in 1 of 2 runs." in told and "on average" not in told
+    setup = text(measured(), measured(1, seconds={"train": 1.0, "billed": 1.0}))
+    assert "A run billed " in setup and "The time of all phases has no sum: it was measured in 1 of 2 runs." in setup
+
+
+def test_peaks_of_two_kinds_of_memory_are_two_peaks() -> None:
+    device = measured(1, peak_memory_bytes=50 * 10**9)
+    device = device.model_copy(update={"gamma": device.gamma.model_copy(update={"memory_basis": "device"})})
+    told = text(measured(), device)
+    assert "The largest peak of memory was 50.0 GB (device), 1.00 GB (rss)." in told
 
 
 def test_hardware_classes_are_never_added_up() -> None:

@@ -15,6 +15,7 @@ from cprbench.render.report.document import Choice, Drawing, Items, Part, Prose,
 from cprbench.render.report.writing import FORMATS, Writing
 from cprbench.spec import Environment, Reading, RunRecord
 from tests.blueprint.example import full_blueprint
+from tests.judge.test_retention import swept
 from tests.records_factory import CPU, GPU, make_blocks, make_evidence, make_external, make_psi, make_record
 
 PARTIAL = "partial k=0.15"
@@ -90,7 +91,7 @@ def test_a_method_that_is_better_and_cheaper_dominates_and_one_that_is_neither_i
     assert ": dominated by full" in answer(FINALS, FLOPS | {PARTIAL: (2000, 2010, 1990)})
     assert ": trade-off: better, but costs more" in answer(better, FLOPS | {PARTIAL: (2000, 2010, 1990)})
     alike = FINALS | {PARTIAL: (0.79, 0.84, 0.80)}
-    assert ": not told apart from full: indistinguishable" in answer(alike, FLOPS)
+    assert ": not told apart from full (psi not told apart)" in answer(alike, FLOPS)
 
 
 def test_doing_next_to_nothing_is_below_the_capability_floor_in_words() -> None:
@@ -126,7 +127,7 @@ def test_runs_that_all_failed_have_no_numbers_and_every_error_is_listed() -> Non
     group = group_of(*records)
     assert column(tables(group)["main"], "blocks") == {"head": "0", "full": "0", PARTIAL: "0"}
     assert set(column(tables(group)["main"], "accuracy").values()) == {"no run ended well"}
-    assert set(column(tables(group)["main"], "against full").values()) == {"no run ended well", "full itself"}
+    assert set(column(tables(group)["main"], "against full").values()) == {"no run ended well"}
     text = words(of(*records))
     assert all(f"{record.run_id} {record.arm}, block 0: failed: {record.arm} broke" in text for record in records)
     costs = tables(group)["costs"]
@@ -140,7 +141,7 @@ def test_energy_that_was_not_measured_is_a_word_with_its_reason_everywhere() -> 
     assert "kWh: no meter here" in words(report)
     (plane,) = (part for part in parts(group) if isinstance(part, Choice))
     assert "kWh" not in [label for label, _ in plane.options]
-    assert "Not drawn, for no arm has a number of it: kWh, kg CO2." in words(report)
+    assert "No figure, for no arm has a number of it: kWh, kg CO2." in words(report)
 
 
 def test_hardware_classes_are_split_and_never_averaged() -> None:
@@ -198,6 +199,121 @@ def test_versions_that_differ_between_runs_are_all_named() -> None:
 
     table = tables(group_of(on("2.13.0", "1"), on("2.14.0", "2")))["versions"]
     assert column(table, "value")["package torch"] == "2.13.0 (1 runs); 2.14.0 (1 runs)"
+
+
+def test_where_no_flops_are_counted_nothing_is_the_most_per_flop() -> None:
+    records = [make_record(arm=f"lora n={i}", final=0.6 + i / 50, gamma={"flops": None}) for i in range(1, 9)]
+    records += [make_record(arm="head", final=0.6), make_record(arm="full", final=0.8, gamma={"flops": None})]
+    lead = group_of(*records).parts[0]
+    assert isinstance(lead, Prose)
+    assert lead.paragraphs[0] == "Of 8 arms, the most kept:"
+    assert [line.split(" keeps")[0] for line in lead.paragraphs[1:]] == ["lora n=8"]
+
+
+def test_only_the_head_that_gains_are_measured_against_is_called_the_reference() -> None:
+    records = [make_record(arm=arm, new_head_parameters=0, final=0.5) for arm in ("head", "full")]
+    assert "the reference of gains" not in words(of(*records))
+    assert "the reference of gains" in words(of(*make_blocks(FINALS, FLOPS)))
+
+
+def test_without_scores_no_figure_is_said_to_lack_a_cost() -> None:
+    text = words(of(make_external(arm="full", psi=make_psi(None, None))))
+    assert "No figure, for no arm has a number of accuracy: FLOPs" in text
+
+
+def test_groups_of_other_weights_or_data_are_called_differently() -> None:
+    other = {**make_record().spec.model.model_dump(), "weights_sha256": "ab" * 32}
+    record = make_record(arm="full", run_id="1" * 16)
+    changed = record.spec.model_copy(update={"model": type(record.spec.model).model_validate(other)})
+    titles = [
+        group.title for group in of(record, record.model_copy(update={"spec": changed, "run_id": "2" * 16})).groups
+    ]
+    assert len(set(titles)) == 2 and any("weights abababab" in title for title in titles)
+
+
+def test_a_run_that_a_later_one_repeats_and_a_failed_trial_have_their_errors_too() -> None:
+    first = make_record(arm="full", status="failed", error="out of luck", run_id="1" * 16)
+    again = make_record(arm="full", run_id="1" * 16 + "-2", previous="1" * 16)
+    trial = make_record(arm="full", role="search", status="failed", error="too high a rate", run_id="3" * 16)
+    text = words(of(first, again, trial))
+    assert f"{'1' * 16} full, block 0: failed: out of luck" in text
+    assert f"{'3' * 16} full, block 0: failed: too high a rate" in text
+    assert "There are no runs to report, only trials of a search." in words(of(trial))
+
+
+def test_what_some_runs_lack_says_how_many() -> None:
+    measured = [make_record(arm="full", block=b, gamma={"energy_kwh": 0.1}) for b in (1, 2)]
+    assert "kWh: no meter here (1 of 3 runs)" in words(of(make_record(arm="full"), *measured))
+    unread = make_record(arm="full", gamma={"memory_gb_hours": None})
+    assert "memory is" not in words(of(unread)) and "memory is rss" in words(of(make_record(arm="full")))
+
+
+def test_what_a_loop_of_others_did_is_not_told() -> None:
+    group = group_of(make_external(arm="their loop"))
+    row = tables(group)["hyper-parameters"].rows[0]
+    assert [cell.text for cell in row[3:]] == ["not told", "not told", "not told"]
+    assert column(tables(group)["recipe"], "value")["seeds"] == "not told"
+
+
+def test_the_trained_submodules_of_the_head_are_said_and_those_of_failed_runs_are_not() -> None:
+    alone = group_of(make_record(arm="head", trained_submodules=[]), make_record(arm="full", status="failed"))
+    assert column(tables(alone)["hyper-parameters"], "trained submodules") == {
+        "head": "the new head alone",
+        "full": "no run ended well",
+    }
+
+
+def test_intervals_that_lack_the_error_of_the_items_say_why_and_no_others_do() -> None:
+    assert "Intervals leave out the error of the test items: no predictions are stored." in words(
+        of(*make_blocks(FINALS, FLOPS))
+    )
+    assert "Intervals leave out" not in words(of(*(r for r in make_blocks(FINALS, FLOPS) if r.block < 2)))
+
+
+def test_what_the_ledger_counts_stands_by_phase() -> None:
+    counted = [Reading(phase="train", quantity="flops", value=70, source="counted")]
+    group = group_of(make_record(arm="full", readings=counted))
+    assert column(tables(group)["ledger-flops"], "train") == {"full": "70.0"}
+    assert column(tables(group)["ledger-flops"], "select") == {"full": "0"}
+
+
+def test_a_machine_that_was_not_steady_and_code_with_changes_are_said() -> None:
+    def on(rate: float, block: int) -> RunRecord:
+        facts = {"rates": {"copy_gb_per_second": rate}}
+        where = Environment(
+            hardware_class=CPU, facts=facts, commit="abc", dirty=True, devices=[{"name": "H100", "index": 0}]
+        )
+        return make_record(arm="full", block=block, environment=where, resumed=True)
+
+    text = words(of(on(30.0, 0), on(20.0, 1)))
+    assert "copy_gb_per_second differed by over 15 % between runs of this hardware class" in text
+    assert "abc (with changes)" in text and "index=0 name=H100" in text and ", resumed" in text
+    assert "differed" not in words(of(on(30.0, 0), on(29.0, 1)))
+
+
+def test_notes_and_facts_that_say_something_else_stop_no_report() -> None:
+    facts = {"processes": "two", "rates": {"copy": "fast"}, "memory_bytes": [], "carbon": 3, "cpu": {}}
+    notes = {"selection": {"predictor": {"spearman": "high"}, "scores": {"made": "yes"}}, "blueprint": 3, "stop": []}
+    odd = make_record(arm="full", environment=Environment(hardware_class=CPU, facts=facts), notes=notes, blueprint="a")
+    assert "1 block: points" in words(of(odd))
+
+
+def test_doing_little_is_never_the_most_per_flop() -> None:
+    finals = {"head": (0.5,), "full": (0.9,)} | {f"partial k=0.{i}": (0.75 + i / 100,) for i in range(1, 8)}
+    costs = {"head": (1,), "full": (1000,), "tiny": (2,)} | {f"partial k=0.{i}": (500 + i,) for i in range(1, 8)}
+    lead = group_of(*make_blocks(finals | {"tiny": (0.51,)}, costs)).parts[0]
+    assert isinstance(lead, Prose)
+    assert not [line for line in lead.paragraphs if line.startswith("tiny")]
+
+
+def test_reasons_are_folded_where_they_are_many() -> None:
+    for shares, folded in (({0.1: 0.62, 0.2: 0.61, 0.4: 0.70}, False), ({}, None)):
+        found = [part for part in parts(group_of(*swept(shares))) if isinstance(part, Items)]
+        told = [part for part in found if part.title.startswith("Without a number")]
+        assert [part.folded for part in told] == ([] if folded is None else [len(told[0].items) > 3])
+    mixed = [*swept({0.1: 0.62, 0.2: 0.61}), make_record(arm="lora", final=0.7, notes={"adapters": {}})]
+    (told,) = (p for p in parts(group_of(*mixed)) if isinstance(p, Items) and p.title.startswith("Without a number"))
+    assert len(told.items) > 3 and told.folded
 
 
 # --- what holds of all ---------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from cprbench.adapt.methods import METHODS as BROUGHT
 from cprbench.render.figures.saving import pdf, svg
-from cprbench.render.figures.style import COLOURS, INK, label, looks, scale
+from cprbench.render.figures.style import COLOURS, INK, LETTERS, METHODS, arm_looks, label, looks, method_looks, scale
 from cprbench.render.report.document import Drawing
 
 if TYPE_CHECKING:
@@ -42,15 +43,15 @@ def drawing(*names: str, title: str = "A title", text: str = "What it shows.") -
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for i, (name, look) in enumerate(zip(names, looks(names).values(), strict=True)):
-            axes.plot([1, 1000], [i, i + 1], color=look.colour, marker=look.marker, label=label(name))
+            axes.plot([1, 1000], [i, i + 1], color=look.colour, marker=look.marker, label=label(name, 30))
         axes.bar([10], [0.5], color=COLOURS[0], hatch="//", edgecolor=INK)
-        axes.set_yticks(range(len(names)), labels=[label(name) for name in names])
+        axes.set_yticks(range(len(names)), labels=[label(name, 30) for name in names])
         axes.annotate(names[0], (1, 0))
         scale(axes, "x", [1, 1000])
         axes.set_xlabel(names[0])
         figure.legend(loc="outside lower left")
 
-    return Drawing("made-up", title, text, draw)
+    return Drawing("made-up", title, text, draw, (4.8, 6.8))
 
 
 def texts(of: str) -> list[str]:
@@ -67,7 +68,7 @@ def test_a_figure_has_a_title_and_a_text_for_those_who_cannot_see_it() -> None:
 def test_it_scales_to_its_container_and_stands_inside_a_page() -> None:
     saved = svg(drawing("a"))
     root = ElementTree.fromstring(saved)
-    assert saved.startswith("<svg ") and root.get("viewBox") == "0 0 345.6 244.8"
+    assert saved.startswith("<svg ") and root.get("viewBox") == "0 0 345.6 489.6"
     assert root.get("width") is None and root.get("height") is None
     assert not list(root.iter(f"{SVG}style"))  # it would be the style of the whole page
 
@@ -189,6 +190,34 @@ def test_series_differ_in_their_marker_and_neighbours_in_their_line() -> None:
     found = list(looks([str(i) for i in range(12)]).values())
     assert len({look.marker for look in found}) == 12
     assert len({(look.colour, look.dash) for look in found}) == 12
+
+
+def test_a_method_has_one_look_whatever_it_is_shown_beside() -> None:
+    assert set(METHODS) == set(BROUGHT)
+    whole = method_looks(METHODS)
+    assert len(set(whole.values())) == len(METHODS) and len({look.marker for look in whole.values()}) == len(METHODS)
+    assert len({whole[name].colour for name in METHODS[:6]}) == 6
+    assert method_looks(["mine", "spectrum", "lora"]) | whole == whole | method_looks(["mine"])
+    assert arm_looks({"lora": "lora", "full": "full"}) == method_looks(["lora", "full"])
+
+
+def test_arms_of_one_method_share_its_colour_and_differ_in_marker_and_line() -> None:
+    arms = {f"partial k=0.{i}": "partial" for i in range(1, 6)} | {"full": "full", "head": "head", "mine": "mine"}
+    found = arm_looks(arms)
+    partial = [found[name] for name in arms if name.startswith("partial")]
+    assert partial[0] == method_looks(["partial"])["partial"]
+    assert {look.colour for look in partial} == {partial[0].colour}
+    assert len({look.dash for look in partial}) == 5
+    assert len({look.marker for look in found.values()}) == len(arms)
+    many = list(arm_looks({str(i): "partial" for i in range(30)}).values())
+    assert len({look.marker for look in many[:12]}) == 12  # then they begin again
+
+
+def test_letters_can_be_read_on_a_phone() -> None:
+    saved = svg(drawing("a"))
+    sizes = {float(size) for size in re.findall(r"font(?:-size)?: ?([\d.]+)px", saved)}
+    assert sizes == {LETTERS}
+    assert min(sizes) * 360 / float(re.findall(r'viewBox="0 0 ([\d.]+)', saved)[0]) >= 10.5
 
 
 def test_a_long_name_is_cut_and_says_so() -> None:

@@ -22,6 +22,7 @@ from cprbench.render.figures import ledger as ledger_figure
 from cprbench.render.figures import plane, running
 from cprbench.render.figures import sweeps as sweep_figure
 from cprbench.render.figures.saving import pdf, svg
+from cprbench.render.figures.style import method_looks
 from cprbench.render.report.document import Drawing
 from cprbench.spec import PHASES, RunRecord
 from tests.records_factory import make_blocks, make_evidence, make_record, store_run
@@ -125,7 +126,8 @@ def test_every_block_of_every_arm_is_a_point_beside_its_mean() -> None:
     assert [x for x, _ in marks(axes, ".")][3:6] == pytest.approx(gains)
     assert drawing is not None and "full: +0.307 [" in drawing.text
     assert [text.get_text() for text in axes.get_yticklabels()] == list(FINALS)
-    assert [y for _, y in marks(axes, "o")] == pytest.approx([axes.get_yticks()[0]])  # head, on top
+    on_top = method_looks(["head"])["head"].marker
+    assert [y for _, y in marks(axes, on_top)] == pytest.approx([axes.get_yticks()[0]])
     at_full = pytest.approx([sum(gains) / 3] * 2)
     assert any(list(line.get_xdata()) == at_full for line in axes.lines)
 
@@ -243,11 +245,43 @@ def test_arms_on_all_data_are_drawn_before_those_that_choose(tmp_path: Path) -> 
     assert strokes(axes_of(while_running(tmp_path))) == [[0.6, 0.7], [0.6, 0.65]]
 
 
-def test_arms_of_a_budget_are_left_out_and_head_comes_last(tmp_path: Path) -> None:
+BUDGET = {"budget": BudgetSpec(resource="flops", amount=5.0)}
+
+
+def test_arms_of_a_budget_are_left_out_and_named_and_head_comes_last(tmp_path: Path) -> None:
+    run(tmp_path, "head", (0.5, 0.5))
+    run(tmp_path, "lora", (0.6, 0.7))
+    run(tmp_path, "lora budget=0.5x full", (0.6, 0.65), spec=BUDGET)
+    drawing = while_running(tmp_path)
+    assert strokes(axes_of(drawing)) == [[0.6, 0.7], [0.5, 0.5]]
+    assert drawing is not None
+    assert drawing.text.endswith("at a budget and repeat the beginnings of others: lora budget=0.5x full.")
+
+
+def test_arms_of_a_budget_are_drawn_where_there_is_nothing_else_but_full_and_head(tmp_path: Path) -> None:
     run(tmp_path, "head", (0.5, 0.5))
     run(tmp_path, "full", (0.6, 0.7))
-    run(tmp_path, "full budget=0.5x full", (0.6, 0.7), spec={"budget": BudgetSpec(resource="flops", amount=5.0)})
-    assert strokes(axes_of(while_running(tmp_path))) == [[0.6, 0.7], [0.5, 0.5]]
+    for i in range(11):
+        run(tmp_path, f"lora r={i + 10} budget=0.5x full", (0.6, 0.65), spec=BUDGET)
+    drawing = while_running(tmp_path)
+    assert len(strokes(axes_of(drawing))) == 12
+    assert drawing is not None and "Left out" not in drawing.text
+    assert drawing.text.endswith("cannot be told apart: head.")
+
+
+def test_a_method_has_the_same_look_on_every_figure(tmp_path: Path) -> None:
+    run(tmp_path, "head", (0.5, 0.5))
+    run(tmp_path, "full", (0.55, 0.7))
+    for k in (0.1, 0.3, 0.2):
+        run(tmp_path, f"partial k={k}", (0.55, 0.6), spec={"settings": {"k": k}}, k_reached=k)
+    evidence = gather(tmp_path)
+    (group,) = compare(evidence.records)
+    (sweep,) = sweeps(group)
+    drawings = [on_plane(group), plane.points(group), sweep_figure.shares(sweep, "k"), while_running(tmp_path)]
+    own = method_looks(["partial", "full"])
+    for drawing in drawings:
+        found = {(line.get_color(), line.get_marker()) for line in axes_of(drawing).lines}
+        assert {(look.colour, look.marker) for look in own.values()} <= found, drawing
 
 
 def test_more_than_twelve_lines_are_not_drawn_but_named(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_table_is_whole_as_it_stands_and_says_what_its_cells_belong_to() -> No
 
 
 def test_a_table_scrolls_in_a_region_that_keys_reach_and_that_has_its_title() -> None:
-    rows = tuple((Cell(str(i)),) for i in range(21))
+    rows = tuple((Cell(str(i)),) for i in range(41))
     long = render_html(Report("t", (Section("s", "s", (Table("t", "t", ("c",), rows),)),)))
     for text, label, kind in ((written(), "one-main", ""), (long, "s-t", " tall")):
         assert f'<div class="scroll{kind}" role="group" tabindex="0" aria-labelledby="{label}">\n<table' in text
@@ -106,6 +106,20 @@ def test_only_numbers_are_sorted_as_numbers() -> None:
     cells = (Cell("a"), Cell("1", 1.0), Cell("none"), Cell("?", math.nan), Cell("more", math.inf), Cell("0.1", 0.1))
     table = Page(render_html(Report("t", (Section("s", "s", (Table("t", "t", ("c",) * 6, (cells,)),)),)))).tables[0]
     assert [attrs.get("data-value") for _, attrs in table[1]] == [None, "1.0", None, None, None, "0.1"]
+
+
+def test_an_interval_stands_below_its_number_and_a_long_reason_is_broken() -> None:
+    cells = (
+        Cell("lora [a, b]"),
+        Cell("+0.185 [+0.145, +0.225]", 0.185),
+        Cell("n/e: gain_not_positive"),
+        Cell("n/e [x]"),
+    )
+    page = render_html(Report("t", (Section("s", "s", (Table("t", "t", ("c",) * 4, (cells,)),)),)))
+    assert '<td data-value="0.185">+0.185 <span>[+0.145, +0.225]</span></td>' in page
+    assert '<td class="why">n/e: gain_<wbr>not_<wbr>positive</td>' in page
+    assert '<th scope="row">lora [a, b]</th>' in page and "<td>n/e [x]</td>" in page
+    assert ".data td span{display:block" in page and ".data td{white-space:nowrap}" in page
 
 
 def test_the_answer_comes_first_and_headings_go_down_step_by_step() -> None:

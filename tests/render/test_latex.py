@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cprbench.render.report.document import Cell, Choice, Drawing, Items, Prose, Report, Section, Table
-from cprbench.render.report.latex import PRINTED, files
+from cprbench.render.report.latex import _SHADES, PRINTED, files
 from cprbench.render.report.latex_text import figures, tex, widths
+from tests.conftest import ROOT
 
 COMMAND = re.compile(
     r"\\(?:text(?:backslash|asciicircum|asciitilde|quotedbl|quotesingle|asciigrave|less|greater|bar|minus)\{\}|dots\{\}"
@@ -53,6 +54,7 @@ def text(made: dict[str, bytes], path: str) -> str:
         ("one\ntwo\t three\r\n\n\\par", r"one two three \textbackslash{}par"),
         ("né β 漢 🙂 a\u202eb e\u0301", "né {[}U+03B2{]} {[}U+6F22{]} {[}U+1F642{]} a{[}U+202E{]}b é"),
         ("\x07 \ud800", "{[}U+0007{]} {[}U+D800{]}"),
+        ("GenuineIntel-6-143-8", r"GenuineIntel-6\allowbreak{}-143-8"),
         ("c -0.5 (-3, 1e-5)", r"c \textminus{}0.5 (\textminus{}3, 1e-5)"),
     ],
 )  # fmt: skip
@@ -83,8 +85,8 @@ def test_a_long_name_may_be_broken_over_lines() -> None:
         ("-0.125", r"\textminus{}0.125"),
         ("5.88e+12", r"5.88$\times10^{12}$"),
         ("2.0e-05", r"2.0$\times10^{-5}$"),
-        ("1.29x [1.10x, 1.52x]", r"1.29\texttimes{} {[}1.10\texttimes{},~1.52\texttimes{}{]}"),
-        ("+0.2 [-0.1, +0.3]", r"+0.2 {[}\textminus{}0.1,~+0.3{]}"),
+        ("1.29x [1.10x, 1.52x]", r"1.29\texttimes{} {[}1.10\texttimes{},\penalty999\ 1.52\texttimes{}{]}"),
+        ("+0.2 [-0.1, +0.3]", r"+0.2 {[}\textminus{}0.1,\penalty999\ +0.3{]}"),
         ("89 %", r"89\,\%"),
         ("not measured: no_meter", r"not measured: no\_meter"),
         ("GPU-0x12 v1.2.3", r"GPU-0x12 v1.2.3"),
@@ -99,6 +101,9 @@ def test_the_points_of_a_column_of_numbers_stand_below_one_another() -> None:
     cells = tuple((Cell(str(i)), Cell(value)) for i, value in enumerate(("3.725", "28.1", "115", "not measured")))
     made = text(files(report(replace(table(), rows=cells))), "main.tex")
     assert r"28.1\phantom{00}" in made and r"115\phantom{.000}" in made and "3.725\\\\" in made
+    measured = text(files(report(replace(table(), rows=cells[:3]))), "main.tex")
+    (number,) = {columns[1] for _, columns in layouts(measured)}
+    assert float(number.removesuffix("pt")) >= 9.3 * (6 * 0.5 + 0.28), "115.000 has its room, or it would stick out"
     powers = replace(table(), rows=(*cells, (Cell("x"), Cell("1.00e+12"))))
     assert "phantom" not in text(files(report(powers)), "main.tex"), "powers of ten have no common point"
 
@@ -113,7 +118,7 @@ def test_a_file_per_printed_table_holds_that_of_every_group() -> None:
         ("What it keeps: task b v1 x tiny.", "tab:cpr-runs-2-main"),
     ]
     assert [main.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [2, 2, 2]
-    assert text(found, "k-by-q.tex").count(r"\begin{table}") == 4
+    assert text(found, "k-by-q.tex").count(r"\begin{\cprfloat}") == 4
     assert r"\caption{Verdicts.}\label{tab:cpr-claims-claims}" in text(found, "claims.tex")
     inputs = re.findall(r"\\input\{(.*?)\}", text(found, "appendix.tex"))
     assert inputs == ["main", "k-by-q", "claims"] == [name for name in PRINTED if name in inputs]
@@ -123,9 +128,16 @@ def test_notes_stand_below_their_table_and_shades_are_colours() -> None:
     rows = ((Cell("a"), Cell("12 %", 0.12, 1)), (Cell("b"), Cell("99 %", 1, 6)))
     shaded = replace(table(notes=("50 % is half.",)), rows=rows)
     main = text(files(report(shaded)), "main.tex")
-    assert main.index(r"\bottomrule") < main.index(r"50~\% is half.") < main.index(r"\end{table}")
+    assert main.index(r"\bottomrule") < main.index(r"50~\% is half.") < main.index(r"\end{\cprfloat}")
     assert r"\cellcolor[HTML]{DEEBF7}\textcolor[HTML]{17212B}{12\,\%}" in main
     assert r"\cellcolor[HTML]{08306B}\textcolor[HTML]{FFFFFF}{99\,\%}" in main, "white on the darkest"
+
+
+def test_the_shades_are_those_of_the_page_in_light() -> None:
+    light = (ROOT / "cprbench" / "render" / "templates" / "page.css").read_text().split("@media")[0]
+    found = re.findall(r"\.s\d\{--b:#(\w+);--t:#(\w+)\}", light)
+    colours = [tuple((colour * (6 // len(colour))).upper() for colour in pair) for pair in found]  # fff is ffffff
+    assert tuple(colours) == _SHADES
 
 
 def test_what_is_longer_than_a_page_goes_over_pages() -> None:
@@ -134,22 +146,33 @@ def test_what_is_longer_than_a_page_goes_over_pages() -> None:
         main = text(files(report(made)), "main.tex")
         assert (r"\begin{longtable}" in main and r"\endhead" in main) == pages
         assert (r"\addlinespace" in main) == (made.rows == deep), "rows of several lines stand apart"
-        assert (r"\begin{table}" in main) != pages and main.count(r"\caption") == 2
+        assert (r"\begin{\cprfloat}" in main) != pages and main.count(r"\caption") == 2
+        assert main.count("\n\\cprpages\n") == main.count(r"\endgroup\cprback") == 2 * pages
 
 
-def widths_of(made: str) -> list[float]:
-    return [float(found) for found in re.findall(r"p\{([\d.]+)pt\}", made)]
+def layouts(made: str) -> list[tuple[tuple[float, ...], list[str]]]:
+    """Return of each layout of the tables: (text width, size, leading, half the space between columns), columns."""
+    found = re.findall(r"\\cprset\{(\d+)\}\{(\d+)\}\{([\d.]+)\}\{([\d.]+)\}\{.*?\}\{(.*)\}", made)
+    return [(tuple(map(float, numbers)), columns.split(r"\or ")) for *numbers, columns in found]
 
 
-def test_a_wide_table_is_set_smaller_and_broken_between_words_until_it_fits() -> None:
-    narrow = text(files(report(table())), "main.tex")
-    assert r"\centering\small" in narrow and sum(widths_of(narrow)[:2]) < 250
+def test_a_wide_table_is_set_smaller_and_broken_between_words_until_it_fits_each_width_of_text() -> None:
+    (narrow, columns), again = layouts(text(files(report(table())), "main.tex"))
+    assert narrow == (0, 9, 11, 4) and again == (narrow, columns), "one layout for all, in each of two groups"
+    assert sum(float(column.removesuffix("pt")) for column in columns) < 250
     names = tuple(f"cost in unit {i}" for i in range(9))
     row = (Cell("partial k=0.15 selection=influence q=0.3 budget=0.25x full"), *(Cell("1.29x [1.10x, 1.52x]"),) * 9)
     wide = text(files(report(replace(table(), columns=("arm", *names), rows=(row,) * 5))), "main.tex")
-    found = widths_of(wide)[:10]
-    assert sum(found) + 8 * 9 <= 6.5 * 72.27 + 0.5 and min(found) > 30
-    assert r"\centering\small" not in wide
+    found = layouts(wide)[:3]
+    assert [numbers[0] for numbers, _ in found] == [0, 396, 469]
+    for points, ((_, size, _, half), shares) in zip((345.0, 5.5 * 72.27, 6.5 * 72.27), found, strict=True):
+        filled = [float(share.removesuffix(r"\cprwidth")) * points for share in shares]
+        assert sum(filled) + 9 * 2 * half <= points + 0.5 and min(filled) > 20 and size < 9
+
+
+def test_every_file_asks_for_xcolor_without_options_which_a_template_may_have_loaded() -> None:
+    for content in files(report(table(), table("ledger"))).values():
+        assert rb"\usepackage{xcolor,colortbl}" in content and b"[table]" not in content
 
 
 def test_the_carbon_statement_is_prose_of_its_section() -> None:

@@ -123,7 +123,7 @@ def test_damaged_directories_are_named_at_the_end() -> None:
 
 
 def test_runs_with_limits_of_the_command_line_say_that_they_never_rank() -> None:
-    notice = "these runs are a smoke test and never rank"
+    notice = "A smoke test: limits or a recipe were given on the command line, so these runs never rank."
     smoke = render_report([make_record(arm="full", role="smoke", limits={"max_examples": 64})])
     assert notice in smoke
     assert ", max_examples 64." in smoke.replace("\\_", "_")
@@ -147,6 +147,15 @@ def test_a_search_whose_cost_is_unknown_has_no_unit() -> None:
     trial = make_record(role="search")
     lost = render_report(runs(search=make_search(trial)))
     assert row(lost, PARTIAL, "Cost per run")[-1] == "1 trial, the records of its trials are not here"
+
+
+def test_what_is_folded_is_cut_until_a_pull_request_can_hold_it() -> None:
+    arms = [make_record(arm=f"partial k=0.{i:03}", block=b) for i in range(40) for b in range(10)]
+    report = render_report(arms)
+    assert len(report) <= 60_000
+    assert len(table(report, MAIN)) == 2 + 40  # the answer's table is whole
+    assert re.search(r"\n\d+ more: `cprbench report --format html,csv` has all of them.\n", report)
+    assert "more: `cprbench report" not in render_report(runs())
 
 
 def test_no_runs_make_a_report_that_says_so() -> None:
@@ -290,7 +299,9 @@ def test_an_arm_that_trains_fully_on_chosen_data_has_its_multiple_and_a_sweep_s_
     assert "| full selection=random q=0.1 | 10 % | " in report.split("Multiple of full")[1]
     assert "\nOf 7 arms, the most kept and the most per FLOP:\n" in report
     answer = "full selection=random q=0.7 keeps 70 % of full's gain for 0.80x its FLOPs (0.87x its gain per FLOP)"
-    assert [line for line in report.splitlines() if " keeps " in line] == [f"{answer}: points only, 1 block."]
+    assert [line for line in report.splitlines() if " keeps " in line and line[0] not in "|-"] == [
+        f"{answer}: points only, 1 block."
+    ]
 
 
 def test_predictors_stand_on_the_page_beside_the_loss_alone_and_published_scores_with_their_cost() -> None:

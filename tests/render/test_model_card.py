@@ -54,7 +54,7 @@ def test_the_card_tells_the_mean_score_and_its_blocks() -> None:
         "movie-snippets",
         "movie-snippets v1",
     )
-    assert result.dataset_revision == make_record().spec.task.data_sha256 and result.dataset_split == "test"
+    assert result.dataset_revision is None and result.dataset_split == "test"  # the hub's are commits
     assert result.metric_value == pytest.approx(0.85) and result.metric_name == "accuracy, mean of blocks 0, 2"
     assert result.metric_type == "accuracy"
 
@@ -129,7 +129,18 @@ def test_arms_of_the_same_letters_have_cards_of_their_own() -> None:
 
 def test_groups_are_in_the_names_of_the_files_where_there_are_several() -> None:
     cards = model_cards(compare([make_record(arm="full"), make_record(arm="full", hardware_class=GPU)]))
-    assert sorted(cards) == ["movie-snippets-all-minilm-l6-v2-full", "movie-snippets-all-minilm-l6-v2-full-2"]
+    assert [stem.rpartition("/")[2] for stem in cards] == ["full", "full"]
+    assert {"h100" in stem for stem in cards} == {True, False}
+
+
+def test_a_smoke_test_has_no_index_and_every_card_says_on_what_it_was_scored() -> None:
+    run = make_record(arm="full", role="smoke", limits={"eval_items": 100}, suite="quickstart", suite_version=1)
+    (card,) = model_cards(compare([run])).values()
+    assert "model-index:" not in card.replace("# model-index:", "") and '# model-index: "A smoke test' in card
+    assert "Scored on 100 test items, suite quickstart v1, limits eval\\_items 100".replace("limits ", "") in card
+    ranked = make_record(arm="full", new_head_parameters=0, limits={"eval_items": 100})
+    (card,) = model_cards(compare([ranked])).values()
+    assert 'name: "movie-snippets v1 (eval_items 100)"' in card
 
 
 def test_a_search_is_named_and_a_reason_stands_where_no_number_is() -> None:

@@ -15,29 +15,39 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from cprbench.judge.evidence import gather
+from cprbench.judge.evidence import Evidence, gather
 from cprbench.render.report.contents import report_of
+from cprbench.render.report.document import Cell, Report, Section, Table
 from cprbench.render.report.html import render_html
 from tests.conftest import ROOT
+from tests.records_factory import make_blocks, make_evidence
 from tests.render.test_heatmap import EVIL
 from tests.render.test_html import whole
 
 AXE = Path(sys.prefix, "npm", "node_modules", "axe-core", "axe.min.js")
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
-PAGES = ("by hand", "hostile", "quickstart", "suites")
+PAGES = ("by hand", "hostile", "intervals", "quickstart", "suites")
 WIDTHS = (360, 1400)
 #: Twenty seconds each for the long page: every width and every scheme once.
 LOOKS = [
-    *((name, width, scheme) for name in PAGES[:3] for width in WIDTHS for scheme in ("light", "dark")),
+    *((name, width, scheme) for name in PAGES[:4] for width in WIDTHS for scheme in ("light", "dark")),
     *(("suites", 360, "light"), ("suites", 1400, "dark")),
 ]
+
+
+def of_three_blocks() -> Evidence:
+    """Return runs of three blocks, whose means have intervals."""
+    names = ("head", "full", "lora", "lora r=4", "partial k=0.05", "partial k=0.15", "random-submodules k=0.15")
+    finals = {name: tuple(0.5 + i / 20 + b * (i + 1) / 100 for b in range(3)) for i, name in enumerate(names)}
+    finals["full"] = (0.9, 0.93, 0.91)
+    return make_evidence(*make_blocks(finals, {name: [1.23e12 * (i + 1)] * 3 for i, name in enumerate(names)}))
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the file of each page: two reports made by hand, two of stored runs."""
     folder = tmp_path_factory.mktemp("pages")
-    reports = {"by hand": whole(), "hostile": whole(EVIL + 200 * "x")}
+    reports = {"by hand": whole(), "hostile": whole(EVIL + 200 * "x"), "intervals": report_of(of_three_blocks())}
     for name in ("quickstart", "suites"):
         with zipfile.ZipFile(ROOT / "tests" / "records" / f"{name}.zip") as archive:
             archive.extractall(folder / f"{name}-runs")
@@ -153,6 +163,65 @@ def test_the_resource_is_chosen_by_arrow_keys(scripts: bool, pages: dict[str, Pa
         page.keyboard.press("ArrowLeft")
         assert shown() == [False, False, True]
         assert page.locator(".choice").last.locator("figure").first.is_visible()  # the other group's choice stands
+
+
+@pytest.mark.parametrize("name", ["intervals", "quickstart", "suites"])
+def test_what_is_compared_fits_a_desktop(name: str, pages: dict[str, Path], browser: Browser) -> None:
+    with opened(browser, pages[name]) as page:
+        for table in ("main", "scores", "multiples", "costs", "ledger"):
+            found = page.locator(f".scroll[aria-labelledby$='-{table}']").all()
+            assert found
+            for region in found:
+                assert region.evaluate("e => e.scrollWidth - e.clientWidth") == 0, (name, table)
+
+
+def test_what_lies_beyond_an_edge_fades_until_it_is_in_sight(pages: dict[str, Path], browser: Browser) -> None:
+    def edges() -> list[str]:
+        read = "name => getComputedStyle(document.querySelector('.it')).getPropertyValue(name)"
+        page.wait_for_timeout(200)  # a few frames
+        return [page.evaluate(read, f"--{name}") for name in ("before", "after", "below")]
+
+    with opened(browser, pages["suites"]) as page:
+        region = page.locator(".tall[aria-labelledby$='-blocks']")
+        region.evaluate("e => e.classList.add('it')")
+        assert edges() == ["0px", "32px", "32px"]
+        region.evaluate("e => e.scrollTo(1e6, 1e6)")
+        assert edges() == ["12px", "0px", "0px"]
+        region.evaluate("e => e.classList.remove('it')")
+        page.locator(".scroll[aria-labelledby=runs-1-main]").evaluate("e => e.classList.add('it')")
+        assert edges() == ["0px", "0px", "0px"]  # nothing lies beyond
+
+
+@pytest.mark.parametrize(("width", "some"), [(360, False), (1400, True)])
+def test_only_long_tables_scroll_up_and_down_and_none_on_a_phone(
+    width: int, some: bool, pages: dict[str, Path], browser: Browser
+) -> None:
+    inner = "all => all.filter(e => e.scrollHeight > e.clientHeight).map(e => e.querySelectorAll('tbody tr').length)"
+    with opened(browser, pages["suites"], width) as page:
+        rows = page.locator(".scroll").evaluate_all(inner)
+    assert bool(rows) == some and all(n > 40 for n in rows)
+
+
+def test_letters_in_figures_can_be_read_on_a_phone(pages: dict[str, Path], browser: Browser) -> None:
+    sizes = """all => all.filter(e => e.clientWidth).map(e => {
+        const scale = e.getBoundingClientRect().width / e.viewBox.baseVal.width;
+        return scale * Math.min(...[...e.querySelectorAll("text")].map(t => parseFloat(getComputedStyle(t).fontSize)));
+    })"""
+    with opened(browser, pages["suites"], 360) as page:
+        found = page.locator("figure svg").evaluate_all(sizes)
+    assert len(found) > 5 and min(found) >= 10.5
+
+
+def test_a_printed_table_has_its_head_on_every_sheet(browser: Browser, tmp_path: Path) -> None:
+    rows = tuple((Cell(f"arm {i}"), Cell(str(i), i)) for i in range(150))
+    table = Table("long", "Long", ("which", "how many"), rows)
+    file = tmp_path / "long.html"
+    file.write_text(render_html(Report("t", (Section("s", "s", (table,)),))), encoding="utf-8")
+    with opened(browser, file) as page:
+        page.pdf(path=tmp_path / "page.pdf", format="A4", prefer_css_page_size=True)
+    done = subprocess.run(["pdftotext", tmp_path / "page.pdf", "-"], capture_output=True, text=True, check=True)
+    sheets = done.stdout.removesuffix("\f").split("\f")
+    assert len(sheets) > 1 and all("how many" in sheet for sheet in sheets)
 
 
 def test_without_javascript_everything_is_there(pages: dict[str, Path], browser: Browser) -> None:

@@ -10,6 +10,7 @@ from cprbench.judge.curves import Curves
 from cprbench.judge.groups import ended_well, runs_by_arm, score_of
 from cprbench.render.figures.style import (
     IN_LEGEND,
+    LETTERS,
     MOST_ROWS,
     SOFT,
     WIDE,
@@ -18,9 +19,10 @@ from cprbench.render.figures.style import (
     legend,
     legend_inches,
     listed,
-    looks,
+    looks_singly,
     mark,
     mean_mark,
+    method_looks,
     rows,
     scale,
     set_rows,
@@ -49,12 +51,13 @@ def plane(group: Group, found: Curves) -> Drawing | None:
     runs = {name: ended_well(of) for name, of in runs_by_arm(group.records).items()}
     kinds = of_two_kinds(resource, [r for arm in arms for r in runs[arm.arm].values()])
     on = [] if kinds else sorted((a for a in arms if a.arm in found.front.arms), key=lambda a: _cost(a, resource))
-    named = {a.arm: a.arm if len(arms) <= _NAMED else a.method for a in arms}
-    style = looks(list(named.values()))
-    numbers = {a.arm: str(i) for i, a in enumerate(on, 1)} if len(arms) > _NAMED else {}
-    entries = [(style[name], label(name, IN_LEGEND)) for name in style]
+    singly = len(arms) <= _NAMED
+    named = {a.arm: a.arm if singly else a.method for a in arms}
+    style = looks_singly(group.arms, named) if singly else method_looks(named.values())
+    numbers = {} if singly else {a.arm: str(i) for i, a in enumerate(on, 1)}
+    entries = [(style[name], label(name, IN_LEGEND)) for name in dict.fromkeys(named.values())]
     hollow = [a for a in arms if a.floor is not None]
-    keys = [f"{numbers[a.arm]}  {label(a.arm, 60, 2)}" for a in on if a.arm in numbers]
+    keys = [f"{numbers[a.arm]}  {label(a.arm, 44, 2)}" for a in on if a.arm in numbers]
     psi = f"{label(group.metric, 36, 1)} ({'lower' if falls(group.metric) else 'higher'} is better)"
 
     def draw(figure: Figure) -> None:
@@ -90,11 +93,11 @@ def plane(group: Group, found: Curves) -> Drawing | None:
         axes.set_xlabel(f"billed {unit} per run")
         axes.set_ylabel(psi)
         if keys:
-            axes.set_title("\n".join(["on the front, from the left:", *keys]), loc="left", fontsize=9)
+            axes.set_title("\n".join(["on the front, from the left:", *keys]), loc="left", fontsize=LETTERS)
         legend(figure, handles)
 
     labels = [name for _, name in entries] + ["", ""]
-    high = 3.0 + legend_inches(labels) + 0.17 * sum(key.count("\n") + 1 for key in ["", *keys] if keys)
+    high = 3.0 + legend_inches(labels) + 0.2 * sum(key.count("\n") + 1 for key in ["", *keys] if keys)
     return Drawing(
         name=f"plane-{resource}",
         title=f"{group.metric} against billed {unit} per run",
@@ -146,7 +149,7 @@ def points(group: Group) -> Drawing | None:
         return None
     most = sorted(arms, key=lambda a: (a.arm == "full", a.gain.value or 0.0))[-MOST_ROWS:]
     smaller, arms = [a.arm for a in arms if a not in most], [a for a in arms if a in most]
-    style = looks([a.method for a in arms])
+    style = method_looks(a.method for a in arms)
     labels = [label(a.arm) for a in arms]
     places, high = rows(labels)
     full = next((a.gain.value for a in arms if a.arm == "full"), None)
@@ -168,7 +171,6 @@ def points(group: Group) -> Drawing | None:
                 textcoords="offset points",
                 ha="center",
                 va="bottom",
-                fontsize=8,
             )
         axes.axvline(0, color=SOFT, linewidth=0.8, zorder=1)
         scale(axes, "x", [0.0])

@@ -19,7 +19,7 @@ from cprbench.render.figures.style import (
     legend,
     legend_inches,
     listed,
-    looks,
+    looks_singly,
     mark,
     scale,
 )
@@ -38,22 +38,28 @@ def running(group: Group, evidence: Evidence, resource: str = "flops") -> Drawin
     """Return validation psi over billed cost so far, a line per arm; None where no history has both.
 
     Blocks that were validated as often are one line of means, others a thin line each. Arms that end at a budget are
-    left out: they repeat the beginnings of others. All data first, head last, and no more arms than a reader can tell.
+    left out where others are drawn besides full and head: they repeat the beginnings of others. All data first, head
+    last, and no more arms than a reader can tell.
     """
     lines: dict[str, list[_Line]] = {}
     stops: dict[str, list[tuple[float, float]]] = {}
+    ending: dict[str, None] = {}  # at a budget
     for name, runs in runs_by_arm(group.records).items():
         for record in ended_well(runs).values():
             line, stop = _line(record, evidence, group.metric, resource)
-            if record.spec.budget is None and len(line) > 1:
+            if len(line) > 1:
                 lines.setdefault(name, []).append(line)
                 stops.setdefault(name, []).extend(stop)
+                ending |= {} if record.spec.budget is None else {name: None}
+    if not set(lines).difference(ending) <= {"full", "head"}:
+        lines = {name: of for name, of in lines.items() if name not in ending}
+    repeated = [name for name in ending if name not in lines]
     chosen = {r.arm: r.spec.selection.name not in ("all", "external") for r in group.records}
     able = sorted((a.arm for a in group.arms if a.arm in lines), key=lambda n: (n == "head", chosen.get(n, False)))
     arms, rest = able[:_MOST], able[_MOST:]
     if not arms:
         return None
-    style = looks([arm.arm for arm in group.arms if arm.arm in arms])  # as on the plane
+    style = looks_singly(group.arms, arms)
     labels = [label(name, IN_LEGEND) for name in arms]
     unit = resource_title(resource)
     stopped = [name for name in arms if stops[name]]
@@ -91,6 +97,8 @@ def running(group: Group, evidence: Evidence, resource: str = "flops") -> Drawin
     words = [f"Validation {group.metric} over billed {unit} so far, a line per arm. At the end: {'; '.join(ends)}."]
     if rest:
         words.append(f"Not drawn, for more lines cannot be told apart: {listed(rest)}.")
+    if repeated:
+        words.append(f"Left out, for they end at a budget and repeat the beginnings of others: {listed(repeated)}.")
     high = 3.0 + legend_inches([*labels, *(["stop"] if stopped else [])])
     return Drawing("running", f"Validation {group.metric} while training", " ".join(words), draw, (WIDE, high))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from cprbench.errors import CprbenchError
-from cprbench.render.figures.style import INK, LINE, SOFT, shown
+from cprbench.render.figures.style import INK, LETTERS, LINE, SOFT, shown
 from cprbench.render.report.document import Drawing
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ _SETTINGS: dict[str, Any] = {
     "figure.constrained_layout.use": True,
     "figure.facecolor": "none",
     "font.family": "DejaVu Sans",  # comes with matplotlib, so texts are as wide everywhere
-    "font.size": 9,
+    "font.size": LETTERS,
     "grid.color": LINE,
     "grid.linewidth": 0.6,
     "hatch.linewidth": 0.6,
-    "legend.fontsize": 8,
+    "legend.fontsize": LETTERS,
     "legend.frameon": False,
     "pdf.fonttype": 42,
     "savefig.facecolor": "none",
@@ -50,10 +50,10 @@ _SETTINGS: dict[str, Any] = {
     "text.parse_math": False,  # a name with two dollars is no formula
     "xtick.color": SOFT,
     "xtick.labelcolor": INK,
-    "xtick.labelsize": 8,
+    "xtick.labelsize": LETTERS,
     "ytick.color": SOFT,
     "ytick.labelcolor": INK,
-    "ytick.labelsize": 8,
+    "ytick.labelsize": LETTERS,
 }
 _NUMBER = re.compile(r"-?\d+\.\d+")
 _HREF = "{http://www.w3.org/1999/xlink}href"

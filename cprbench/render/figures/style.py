@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+    from cprbench.judge.cpr import ArmResult
+
 INK, SOFT, LINE = "#000000", "#52606d", "#d5dbe1"
 #: Contrast 3:1 or more on white and on #10161d; apart in any colour blindness (a test holds both).
 COLOURS = ("#0072b2", "#d55e00", "#9900ff", "#aa8888", "#995533", "#9977ff")
@@ -23,15 +26,21 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 Dash = Literal["-", "none"] | tuple[float, tuple[float, ...]]
 DASHES: tuple[Dash, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), (0, (6, 2, 1, 2, 1, 2)))
 HATCHES = ("", "////", "||||", "\\\\\\\\", "xxxx", "----")
+#: Whose look never changes. The first six have each a colour of its own, for they are compared most.
+METHODS = (
+    *("partial", "full", "lora", "head", "random-submodules", "partial+lora"),
+    *("qlora", "last-layers", "bitfit", "spectrum", "peft"),
+)
 #: What no writing needs: controls, marks of direction, halves of characters, code points without a character.
 _NOT_SHOWN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 #: Larger spans of an axis are drawn on logarithms.
 MOST_LINEAR = 8.0
-WIDE = 4.8  # inches: a column of a paper, and not too small on a phone
-IN_LEGEND = 24  # characters of a label in a legend of two columns
+WIDE = 4.8  # inches: a column of a paper
+LETTERS = 10.2  # points: on a phone, where a figure is 360 pixels wide, 10.6 pixels
+IN_LEGEND = 20  # characters of a label in a legend of two columns
 MOST_ROWS = 20  # of a figure that has a row per arm: with more, its letters could not be read on paper
-_ROW = 0.21  # inches of height that a line of a legend takes
-_LINE, _BETWEEN = 0.15, 0.12  # inches that a line of a row's label takes, and the space below it
+_ROW = 0.25  # inches of height that a line of a legend takes
+_LINE, _BETWEEN = 0.18, 0.12  # inches that a line of a row's label takes, and the space below it
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,43 @@ class Look:
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
     """Return a look per name, in their order; the first twelve differ in their marker, whatever the colour."""
-    return {
-        name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[(i + i // 6) % len(DASHES)])
-        for i, name in enumerate(dict.fromkeys(names))
-    }
+    return {name: _look(i) for i, name in enumerate(dict.fromkeys(names))}
+
+
+def method_looks(methods: Iterable[str]) -> dict[str, Look]:
+    """Return a look per method: one that cprbench brings has the same in every figure; others follow by their name."""
+    known = dict.fromkeys(methods)
+    order = [*METHODS, *sorted(set(known).difference(METHODS))]
+    return {method: _look(order.index(method)) for method in known}
+
+
+def looks_singly(arms: Sequence[ArmResult], drawn: Container[str]) -> dict[str, Look]:
+    """Return a look per arm that is drawn under its own name: those of its group, where there are enough for all."""
+    few = len(arms) <= len(MARKERS)
+    return arm_looks({arm.arm: arm.method for arm in arms if few or arm.arm in drawn})
+
+
+def arm_looks(methods: Mapping[str, str]) -> dict[str, Look]:
+    """Return a look per arm, given its method: the first arm of a method has the method's, the others its colour.
+
+    As long as there are markers that no other series has, they have one of these; their lines differ in any case.
+    """
+    own, found = method_looks(methods.values()), dict[str, Look]()
+    free = [marker for marker in MARKERS if marker not in {look.marker for look in own.values()}]
+    count = Counter[str]()
+    for arm, method in methods.items():
+        look, nth = own[method], count[method]
+        if nth:
+            at = MARKERS.index(look.marker) + nth
+            marker = free.pop(0) if free else MARKERS[at % len(MARKERS)]
+            look = Look(look.colour, marker, DASHES[(DASHES.index(look.dash) + nth) % len(DASHES)])
+        found[arm] = look
+        count[method] += 1
+    return found
+
+
+def _look(i: int) -> Look:
+    return Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[(i + i // 6) % len(DASHES)])
 
 
 def shown(text: str) -> str:
@@ -56,7 +98,7 @@ def shown(text: str) -> str:
     return "".join(c if c == "\n" or unicodedata.category(c) not in _NOT_SHOWN else f"[U+{ord(c):04X}]" for c in text)
 
 
-def label(name: str, width: int = 30, lines: int = 4) -> str:
+def label(name: str, width: int = 24, lines: int = 4) -> str:
     """Return a stranger's name as a label of a few lines of `width` characters, cut where it is longer."""
     text = shown(" ".join(name.split()))
     width = width // 2 if any(unicodedata.east_asian_width(c) in "WF" for c in text) else width

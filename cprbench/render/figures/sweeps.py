@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cprbench.judge.statistics import Estimate
 from cprbench.judge.sweeps import Sweep
-from cprbench.render.figures.style import SOFT, WIDE, legend, listed, looks, mark, mean_mark, scale
+from cprbench.render.figures.style import SOFT, WIDE, arm_looks, legend, listed, mark, mean_mark, scale
 from cprbench.render.numbers import percent, score, with_interval
 from cprbench.render.report.document import Drawing
 
@@ -21,7 +21,8 @@ def shares(sweep: Sweep, name: str) -> Drawing:
     """Return the retained gain over k or q: block points, means with intervals, and the fit where there is one."""
     drawn = [point for point in sweep.points if point.kept.value is not None]
     of = _OF[sweep.share]
-    look, whole = looks(["arms", "full"]).values()
+    member = sweep.points[0].arm
+    whole, look = arm_looks({"full": "full", member: member.partition(" ")[0]}).values()
     told = f"gain ∝ {sweep.share}^x, x = {with_interval(score, sweep.fit.slope)}"
     curve = bool(drawn) and sweep.fitted(drawn[0].share) is not None
 

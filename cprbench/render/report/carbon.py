@@ -81,13 +81,12 @@ def _of_class(name: str, runs: Sequence[RunRecord]) -> list[str]:
     found = totals(runs)
     known = [resource for resource in RESOURCES if found[resource].value is not None]
     spent = ", ".join(f"{number(Figure(found[resource].value))} {resource_title(resource)}" for resource in known)
-    peaks = [record.peak_memory_bytes for record in runs if record.peak_memory_bytes is not None]
     return [
         f"{_counted(len(runs), 'run')} on {name}{_machine(runs)}.",
         *_unseen(runs),
         _time(runs, found),
         *([f"Billed in all: {spent}."] if known else []),
-        *([f"The largest peak of memory was {number(Figure(max(peaks) / 1e9))} GB."] if peaks else []),
+        *([peaks] if (peaks := _peaks(runs)) else []),
         *([_carbon(runs)] if "co2_kg" in known else []),
         *(_no_sum(runs, resource, found[resource]) for resource in RESOURCES if resource not in known),
     ]
@@ -119,15 +118,29 @@ def _unseen(runs: Sequence[RunRecord]) -> list[str]:
 
 def _time(runs: Sequence[RunRecord], found: Mapping[str, Total]) -> str:
     billed, whole = found["seconds"], found["seconds_of_all_phases"]
-    if billed.value is None or whole.value is None:
-        return f"Their time has no sum: it was measured in {min(billed.measured, whole.measured)} of {len(runs)}."
-    each = [record.seconds["billed"] or 0.0 for record in runs]
-    ends = f" on average, {number(Figure(min(each)))} to {number(Figure(max(each)))} s" if len(runs) > 1 else ""
-    hours, of_them = (number(Figure(total.value and total.value / 3600)) for total in (whole, billed))
-    return (
-        f"A run billed {number(mean(each, NOT_MEASURED))} s{ends}; all phases took {hours} h in all, {of_them} h of "
-        "them billed."
-    )
+    told = []
+    if billed.value is None:
+        told.append(f"Billed time has no sum: it was measured in {billed.measured} of {len(runs)} runs.")
+    else:
+        each = [record.seconds["billed"] or 0.0 for record in runs]
+        ends = f" on average, {number(Figure(min(each)))} to {number(Figure(max(each)))} s" if len(runs) > 1 else ""
+        hours = number(Figure(billed.value / 3600))
+        told.append(f"A run billed {number(mean(each, NOT_MEASURED))} s{ends}; all together {hours} h.")
+    if whole.value is None:
+        told.append(f"The time of all phases has no sum: it was measured in {whole.measured} of {len(runs)} runs.")
+    else:
+        told.append(f"All phases, billed or not, took {number(Figure(whole.value / 3600))} h.")
+    return " ".join(told)
+
+
+def _peaks(runs: Sequence[RunRecord]) -> str:
+    """Return the largest peak of each kind of memory: a device's and a process's are two things."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for record in runs:
+        if record.peak_memory_bytes is not None:
+            found[str(record.gamma.memory_basis or "not told")].append(record.peak_memory_bytes)
+    told = (f"{number(Figure(max(found[kind]) / 1e9))} GB ({kind})" for kind in sorted(found))
+    return f"The largest peak of memory was {', '.join(told)}." if found else ""
 
 
 def _no_sum(runs: Sequence[RunRecord], resource: str, total: Total) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from cprbench.judge.cpr import ArmResult, Group, cost_of
 from cprbench.judge.curves import Curves
@@ -69,7 +69,7 @@ def main(group: Group) -> Table:
                 interval(percent, arm.retained_gain),
                 interval(times, arm.cost_of_full[RESOURCE]),
                 _in_short(arm.multiple_of_full[RESOURCE]),
-                Cell(verdict(arm)),
+                Cell(verdict(group, arm)),
             )
             for arm in group.arms
         ),
@@ -153,33 +153,33 @@ def multiples(group: Group) -> Table:
 
 def front(group: Group, found: Curves) -> Table:
     """Return how arms stand against their cost."""
-    arms = {arm.arm: arm for arm in group.arms}
-
-    def values(row: Sequence[str]) -> tuple[Cell, ...]:
-        last = found.last_window_ratio[row[0]].value
-        reached = found.cost_to_target.get(row[0])
-        return (
-            Cell(row[0]),
-            Cell(row[1]),
-            Cell(row[2], found.front.frequency.get(row[0])),
-            Cell(row[3], reached.median if reached is not None and math.isfinite(reached.median or 0.0) else None),
-            Cell(row[4], last),
+    rows = []
+    for arm in group.arms:
+        cost = found.cost_to_target.get(arm.arm)
+        median = None if cost is None or cost.median is None or math.isinf(cost.median) else cost.median
+        rows.append(
+            (
+                Cell(arm.arm),
+                Cell("full itself" if arm.arm == "full" else arm.quadrant[found.resource]),
+                Cell(against.on_front(arm.arm, found), found.front.frequency.get(arm.arm)),
+                Cell(against.reached(cost), median),
+                interval(number, found.last_window_ratio[arm.arm]),
+            )
         )
-
-    rows = tuple(values(row) for row in against.rows(group, found) if row[0] in arms)
-    return Table("front", against.title(found), tuple(against.COLUMNS), rows, (against.legend(found),), words=(0, 1, 2))
+    columns = ("arm", "against full", "on the front", "cost to target", "last window")
+    return Table("front", against.title(found), columns, tuple(rows), (against.legend(found),), words=(0, 1, 2))
 
 
 def blocks(group: Group) -> Table:
     """Return the runs behind every mean: psi and cost of each block."""
+    runs = runs_by_arm(group.records)
     rows = []
-    for name, runs in runs_by_arm(group.records).items():
-        for block in sorted(runs):
-            record = runs[block]
+    for arm in group.arms:
+        for block, record in sorted(runs[arm.arm].items()):
             figures = [Figure(cost_of(record, axis), NOT_MEASURED) for axis in ("seconds", *RESOURCES)]
             rows.append(
                 (
-                    Cell(name),
+                    Cell(arm.arm),
                     count(block),
                     Cell(record.run_id + (", resumed" if record.resumed else "")),
                     Cell(record.status),
@@ -189,12 +189,11 @@ def blocks(group: Group) -> Table:
                     count(record.attempts),
                 )
             )
-    order = {arm.arm: i for i, arm in enumerate(group.arms)}
     return Table(
         "blocks",
         "The runs behind every mean",
         ("arm", "block", "run", "status", "base", "final", "seconds", *map(resource_title, RESOURCES), "attempts"),
-        tuple(sorted(rows, key=lambda row: (order.get(row[0].text, len(order)), row[1].value or 0))),
+        tuple(rows),
         words=(0, 2, 3),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from cprbench.judge.cpr import Group, compare
 from cprbench.judge.curves import curves
@@ -20,10 +19,22 @@ from cprbench.render.numbers import resource_title
 from cprbench.render.report import carbon, comparison, provenance, sweep_tables
 from cprbench.render.report.answer import RESOURCE, answers
 from cprbench.render.report.document import Cell, Choice, Drawing, Items, Part, Prose, Report, Section, Table
+from cprbench.render.titles import titles_of
 from cprbench.render.verdicts import answer_of, clean
 from cprbench.spec import RESOURCES
 
 TITLE = "Capability per resource"
+#: For a reader who has not read the paper.
+WORDS = (
+    "arm: one method with its settings, and which examples it trains on",
+    "block: one repetition, with the same seed for all arms; one or two blocks are points, which show nothing",
+    "psi: the score of the task; gamma: what a run cost (hours, kWh, GB·h, CO2, FLOPs), choosing included",
+    "gain: what adaptation added to the score, over method head (where the model got a new head) or over the base",
+    "retained gain: gain as a share of full tuning's; multiple of full: gain per resource, as a multiple of full's",
+    "capability floor: an arm that keeps less than half of full's gain, or none for certain, ranks nowhere",
+    "k: the share of the parameters that train; q: the share of the examples that are trained on",
+    "n/e: the number does not exist; not measured: no meter read it, so it is no number and never 0",
+)
 #: The order in which a reader is offered the resources: what is counted first, for it compares everywhere.
 _OFFERED = (RESOURCE, *(name for name in RESOURCES if name != RESOURCE))
 
@@ -34,7 +45,7 @@ def report_of(evidence: Evidence, verdicts: Sequence[Verdict] = (), groups: Sequ
     `groups`: what compare() said of the same evidence, where a caller has asked it already.
     """
     found = compare(evidence.records, evidence.predictions) if groups is None else groups
-    titles = _titles(found)
+    titles = titles_of(found)
     sections = [
         _group(group, evidence, f"runs-{i}", title)
         for i, (group, title) in enumerate(zip(found, titles, strict=True), 1)
@@ -46,42 +57,17 @@ def report_of(evidence: Evidence, verdicts: Sequence[Verdict] = (), groups: Sequ
     if evidence.records:
         rest.append(Section("carbon", "Compute and carbon statement", (carbon.statement(evidence.records),)))
     if not found:
-        rest.insert(0, Section("none", "No runs", (Prose(("There are no runs to report.",), lead=True),)))
+        said = "There are no runs to report" + (", only trials of a search." if evidence.records else ".")
+        rest.insert(0, Section("none", "No runs", (Prose((said,), lead=True),)))
+    listed = {record.run_id for group in found for record in group.failures}
+    if others := [r for r in evidence.records if r.status != "ok" and r.run_id not in listed]:
+        parts = (Items("Repeated by a later run, or trials of a search", tuple(map(provenance.failed, others))),)
+        rest.append(Section("repeated", "Other runs that did not end well", parts))
+    rest.append(Section("words", "Words", (Items("What the words mean", WORDS, folded=True),)))
     if evidence.damaged:
         told = tuple(f"{name}: {why}" for name, why in sorted(evidence.damaged.items()))
         rest.append(Section("damaged", "Damaged records, left out", (Items("What is wrong with them", told),)))
     return Report(TITLE, tuple(sections), tuple(rest))
-
-
-def _titles(groups: Sequence[Group]) -> list[str]:
-    """Return a title per group; groups of one task and model are told apart by what sets them apart."""
-    plain = [f"{g.key['task']} v{g.key['task_version']} x {g.key['model']}" for g in groups]
-    titles = []
-    for group, title in zip(groups, plain, strict=True):
-        rivals = [g.key for g, other in zip(groups, plain, strict=True) if other == title]
-        for part in ("suites", "hardware_class", "role", "loop", "limits", "processes", "memory_basis", "recipe"):
-            if any(key[part] != group.key[part] for key in rivals):
-                title += f", {_in_words(part, group.key[part], [key[part] for key in rivals])}"
-                rivals = [key for key in rivals if key[part] == group.key[part]]
-        titles.append(title)
-    return titles
-
-
-def _in_words(part: str, value: Any, rivals: Sequence[Any]) -> str:
-    match part:
-        case "suites":
-            return ", ".join(value) or "no suite"
-        case "role":
-            return "smoke test" if value == "smoke" else "full runs"
-        case "processes":
-            return f"{value} process{'es' * (value != 1)}"
-        case "limits" | "recipe":
-            own, others = value or {}, [other or {} for other in rivals]
-            differing = [name for name in sorted(own) if any(other.get(name) != own[name] for other in others)]
-            return ", ".join(f"{name} {own[name]}" for name in differing) or f"no other {part}"
-        case "memory_basis":
-            return f"memory as {value}"
-    return str(value)
 
 
 def _group(group: Group, evidence: Evidence, name: str, title: str) -> Section:
@@ -121,14 +107,13 @@ def _made(group: Group) -> tuple[str, ...]:
         f"{key['hardware_class']}{processes}{suites}{limits}. {blocks} block{'s' if blocks != 1 else ''}: "
         + ("points, no interval." if points else "means over blocks, with 95 % intervals.")
     ]
-    lacking = sorted({arm.item_error for arm in group.arms if arm.item_error and len(arm.blocks) >= LEAST_FOR_INTERVAL})
+    shown = [e for arm in group.arms for e in (arm.final, arm.gain, arm.retained_gain) if e.low is not None]
+    lacking = sorted({estimate.no_items for estimate in shown if estimate.no_items})
     told += [f"Intervals leave out the error of the test items: {'; '.join(lacking)}."] if lacking else []
     if key["loop"] != "cprbench":
         told.append(
             "Measured around an external loop: its recipe and data are not known, so it has a table of its own."
         )
-    if key["role"] == "smoke":
-        told.append("Limits were given on the command line: these runs are a smoke test and never rank.")
     against = "method head (the model got a new random head)" if group.reference == "head" else "the untouched base"
     told.append(f"Gains are on {group.metric}, against {against} in the same block.")
     return tuple(told)
@@ -143,8 +128,10 @@ def _plane(group: Group, evidence: Evidence) -> tuple[Part, ...]:
         parts.append(
             Choice("plane", f"{group.metric} against cost per run, with the Pareto front", "Resource", options)
         )
+    scored = any(arm.final.value is not None for arm in group.arms)
     if absent := [title for title, drawing in drawn if drawing is None]:
-        parts.append(Prose((f"Not drawn, for no arm has a number of it: {', '.join(absent)}.",)))
+        why = "no arm has a number of it" if scored else f"no arm has a number of {group.metric}"
+        parts.append(Prose((f"No figure, for {why}: {', '.join(absent)}.",)))
     return (*parts, comparison.front(group, found[RESOURCE]), comparison.multiples(group))
 
 
@@ -159,7 +146,7 @@ def _sweeps(group: Group) -> tuple[Part, ...]:
             parts.append(Choice(f"{share}-sweeps", f"Retained gain over {share}", "Family of arms", options))
         else:
             parts += drawn
-        table = sweep_tables.sweep_table(share, found)
+        table = sweep_tables.sweep_table(group, share, found)
         parts += [] if table is None else [table]
     for i, grid in enumerate(grids(group), 1):
         parts.append(sweep_tables.grid_table(grid, "k-by-q" if i == 1 else f"k-by-q-{i}"))
@@ -178,7 +165,7 @@ def _scores(group: Group) -> tuple[Part, ...]:
 def _costs(group: Group) -> tuple[Part, ...]:
     found = ledger(group)
     drawn = _known([ledger_figure.phases(found)])
-    return (comparison.costs(group), *drawn, provenance.ledger_table(group, found))
+    return (comparison.costs(group), *drawn, provenance.ledger_table(group, found), provenance.flops_table(found))
 
 
 def _sources(group: Group) -> tuple[Part, ...]:

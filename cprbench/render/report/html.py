@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from cprbench.render.figures.saving import svg
 from cprbench.render.page import document, plain, template
 from cprbench.render.report.document import Cell, Drawing, Report
+
+#: A number and the interval that is set below it, so that tables are as wide as their numbers.
+_INTERVAL = re.compile(r"(.+) (\[[^][]+\])")
 
 
 def render_html(report: Report) -> str:
@@ -20,6 +24,10 @@ def render_html(report: Report) -> str:
 
     def sortable(cell: Cell) -> bool:
         return cell.value is not None and math.isfinite(cell.value)
+
+    def halves(cell: Cell) -> tuple[str, str]:
+        found = _INTERVAL.fullmatch(cell.text) if cell.value is not None else None
+        return (found[1], found[2]) if found else (cell.text, "")
 
     def drawn(drawing: Drawing, prefix: str) -> Markup:
         return Markup(svg(drawing, prefix))
@@ -36,6 +44,6 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(kind=lambda part: type(part).__name__, svg=drawn)
-    environment.filters["sortable"] = sortable
+    environment.filters.update(sortable=sortable, halves=halves)
     body = environment.get_template("report.html").render(report=report)
     return document(str(escape(plain(report.title))), body + "\n", template("sort.js"))

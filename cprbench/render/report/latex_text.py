@@ -42,6 +42,7 @@ _EM = {
     **dict.fromkeys("mM%W@", 0.9),
     **dict.fromkeys("+=<>^~w\\", 0.78),
     " ": 0.333,
+    "_": 0.7,
 }
 
 
@@ -52,8 +53,8 @@ def clean(text: str) -> str:
 
 
 def words(text: str) -> list[list[str]]:
-    """Return the words of text, each in the pieces between which a line may end."""
-    return [_pieces(word) for word in clean(text).split(" ") if word]
+    """Return the words of text with their minus signs, each in the pieces between which a line may end."""
+    return [_pieces(re.sub(r"^([(\[]?)-(?=\d)", "\\1−", word)) for word in clean(text).split(" ") if word]
 
 
 def _pieces(word: str) -> list[str]:
@@ -72,12 +73,11 @@ def tex(text: str) -> str:
 def _escaped(piece: str) -> str:
     piece = re.sub(r"([-,])(?=\1)", "\\1\0", piece)  # two in a row would be printed as one sign
     piece = re.sub(r"(?<![^\W\d_])'|'(?![^\W\d_])", "\1", piece)  # between letters it is an apostrophe
-    piece = re.sub(r"^([(\[]?)-(?=\d)", "\\1−", piece)
     return "".join(_COMMANDS.get(c, c) for c in piece)
 
 
-def figures(text: str, decimals: int | None = None, tied: bool = True) -> str:
-    """Return a cell of numbers as LaTeX: minus signs, powers of ten, intervals in one piece (`tied`).
+def figures(text: str, decimals: int | None = None) -> str:
+    """Return a cell of numbers as LaTeX: minus signs, powers of ten, intervals in one line wherever that has room.
 
     `decimals`: of the column, whose points stand below one another where all of it are plain numbers.
     """
@@ -90,12 +90,9 @@ def figures(text: str, decimals: int | None = None, tied: bool = True) -> str:
         end = match.end()
     printed = "".join(parts) + _within(line[end:])
     printed = printed.replace(r" \%", r"\,\%")
-    if tied:
-        printed = re.sub(r"\{\[\}[^\[\]]*\{\]\}", lambda interval: interval[0].replace(" ", "~"), printed)
-    point = plain_decimals(text)
-    if decimals and point is not None and point < decimals:
-        printed += rf"\phantom{{{'.' * (not point)}{'0' * (decimals - point)}}}"
-    return printed
+    printed = re.sub(r"\{\[\}[^\[\]]*\{\]\}", lambda interval: interval[0].replace(" ", r"\penalty999\ "), printed)
+    filler = padding(text, decimals)
+    return printed + (rf"\phantom{{{filler}}}" if filler else "")
 
 
 def _within(text: str) -> str:
@@ -107,6 +104,14 @@ def plain_decimals(text: str) -> int | None:
     """Return the number of decimals of a cell that is a number and nothing else, or None."""
     match = re.fullmatch(r"[+-]?\d+(?:\.(\d+))?", text)
     return len(match[1] or "") if match else None
+
+
+def padding(text: str, decimals: int | None) -> str:
+    """Return what a cell lacks of its column's decimals, which takes its room unprinted."""
+    point = plain_decimals(text)
+    if not decimals or point is None or point >= decimals:
+        return ""
+    return "." * (not point) + "0" * (decimals - point)
 
 
 def width(text: str) -> float:

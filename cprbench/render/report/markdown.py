@@ -2,56 +2,87 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from cprbench.render.page import plain
 from cprbench.render.report.document import Items, Part, Prose, Report, Section, Table
 
+_BY_CODE = {"@": "&#64;", "$": "&#36;", "://": "&#58;//", "www.": "www&#46;"}
+#: What would begin a list.
+_LIST = re.compile(r"^(\d{0,9})([-+.)] )")
+#: A body on GitHub holds 65,536 characters. What a report is shortened to, step by step, until it fits: rows of folded
+#: tables and lists; the rest is on the page and in runs.csv.
+_MOST_CHARACTERS = 60_000
+_MOST_ROWS = (40, 16, 4, 0)
+
 
 def markdown(report: Report) -> str:
-    """Return a report as Markdown. Figures are left out: their numbers stand in the tables."""
+    """Return a report as Markdown, short enough for a pull request where cutting what is folded makes it so.
+
+    Figures are left out: their numbers stand in the tables.
+    """
+    texts = (_written(report, most) for most in _MOST_ROWS)
+    return next((text for text in texts if len(text) <= _MOST_CHARACTERS), _written(report, _MOST_ROWS[-1]))
+
+
+def _written(report: Report, most: int) -> str:
     lines = [f"# {escape(report.title)}", ""]
     for section in (*report.groups, *report.rest):
         lines += [f"## {escape(section.title)}", ""]
         for part in section.parts:
-            lines += _part(part)
+            lines += _part(part, most if isinstance(part, Items) and part.folded else None)
         for inside in section.sections:
-            lines += _folded(inside)
+            lines += _folded(inside, most)
     return "\n".join(lines)
 
 
 def escape(text: str) -> str:
     """Return text that Markdown and its tables show as it is."""
-    text = plain(" ".join(text.split()))
-    for mark in "\\`*_[]<>|#":
+    text = plain(" ".join(text.split())).replace("&", "&amp;")
+    for mark in "\\`*_[]<>|#~":
         text = text.replace(mark, f"\\{mark}")
+    text = _LIST.sub(r"\1\\\2", text)
+    for mark, code in _BY_CODE.items():  # on the hub and on GitHub: somebody's name, a formula, a link
+        text = text.replace(mark, code)
     return text
 
 
-def _folded(section: Section) -> Iterator[str]:
+def _folded(section: Section, most: int) -> Iterator[str]:
     """Yield a section that a reader opens by a click, where Markdown is shown by a browser."""
-    told = [line for part in section.parts for line in _part(part)]
+    told = [line for part in section.parts for line in _part(part, most)]
     if told:
         yield from (f"<details><summary>{section.title}</summary>", "", *told, "</details>", "")
 
 
-def _part(part: Part) -> Iterator[str]:
+def _part(part: Part, most: int | None = None) -> Iterator[str]:
+    """Yield the lines of a part; of rows and items no more than `most`, and how many more there are."""
     match part:
         case Prose(paragraphs):
             for paragraph in paragraphs:
                 yield from (escape(paragraph), "")
-        case Items(title, items):
-            yield from (f"{escape(title)}:", "", *(f"- {escape(item)}" for item in items), "")
+        case Items(title, items, folded):
+            told = (*(f"- {escape(item)}" for item in items[:most]), "", *_more(len(items), most))
+            if folded:
+                yield from (f"<details><summary>{escape(title)}</summary>", "", *told, "</details>", "")
+            else:
+                yield from (f"{escape(title)}:", "", *told)
         case Table():
-            yield from _table(part)
+            yield from _table(part, most)
 
 
-def _table(table: Table) -> Iterator[str]:
+def _table(table: Table, most: int | None) -> Iterator[str]:
     yield from (f"**{escape(table.title)}**", "")
-    yield f"| {' | '.join(map(escape, table.columns))} |"
-    yield "|" + "".join("---|" if i in table.words else "---:|" for i in range(len(table.columns)))
-    for row in table.rows:
-        yield f"| {' | '.join(escape(cell.text) for cell in row)} |"
-    yield ""
+    if table.rows[:most]:
+        yield f"| {' | '.join(map(escape, table.columns))} |"
+        yield "|" + "".join("---|" if i in table.words else "---:|" for i in range(len(table.columns)))
+        yield from (f"| {' | '.join(escape(cell.text) for cell in row)} |" for row in table.rows[:most])
+        yield ""
+    yield from _more(len(table.rows), most)
     for note in table.notes:
         yield from (escape(note), "")
+
+
+def _more(here: int, most: int | None) -> Iterator[str]:
+    if most is not None and here > most:
+        yield from (f"{here - most} more: `cprbench report --format html,csv` has all of them.", "")

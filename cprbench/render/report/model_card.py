@@ -24,8 +24,10 @@ from cprbench.render.numbers import (
     times,
     with_interval,
 )
+from cprbench.render.report.answer import SMOKE
 from cprbench.render.report.carbon import grids
 from cprbench.render.report.markdown import escape
+from cprbench.render.titles import titles_of
 from cprbench.spec import RESOURCES, RunRecord, RunSpec
 
 #: Where a hub id is expected: "org/name", nothing else.
@@ -36,20 +38,26 @@ _MOST_LETTERS = 100
 
 
 def model_cards(groups: Sequence[Group]) -> dict[str, str]:
-    """Return file stem -> card, for every arm of which a run ended well. Stems are the arms' names in plain letters."""
+    """Return file stem -> card, for every arm of which a run ended well.
+
+    Stems are the arms' names in plain letters; of several groups, each in a folder of its group's title.
+    """
     cards: dict[str, str] = {}
-    for group in groups:
+    for group, title in zip(groups, titles_of(groups), strict=True):
         runs = runs_by_arm(group.records)
         for arm in group.arms:
             if own := list(ended_well(runs[arm.arm]).values()):
-                where = [group.key["task"], group.key["model"]] if len(groups) > 1 else []
-                cards[_stem([*where, arm.arm], cards)] = _card(group, arm, own)
+                folder = f"{_plain(title)}/" if len(groups) > 1 else ""
+                cards[_stem(folder + _plain(arm.arm), cards)] = _card(group, arm, own)
     return cards
 
 
-def _stem(words: Sequence[str], taken: Mapping[str, str]) -> str:
-    plain = re.sub(r"[^a-z0-9.]+", "-", " ".join(words).lower())[:_MOST_LETTERS].strip("-.") or "arm"
-    return next(name for n in range(1, len(taken) + 2) if (name := plain if n == 1 else f"{plain}-{n}") not in taken)
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower())[:_MOST_LETTERS].strip("-.") or "unnamed"
+
+
+def _stem(stem: str, taken: Mapping[str, str]) -> str:
+    return next(name for n in range(1, len(taken) + 2) if (name := stem if n == 1 else f"{stem}-{n}") not in taken)
 
 
 def _card(group: Group, arm: ArmResult, runs: Sequence[RunRecord]) -> str:
@@ -66,7 +74,8 @@ def _card(group: Group, arm: ArmResult, runs: Sequence[RunRecord]) -> str:
             "",
             f"What adapting {escape(model)} to {escape(task)} by {escape(arm.arm)} reached and cost, on "
             f"{escape(group.key['hardware_class'])}. Means over {_blocks(arm)}; costs are those of one run, selection "
-            f"included; gains are on {escape(group.metric)}, against {against}.",
+            f"included; gains are on {escape(group.metric)}, against {against}. {escape(_where(group, runs))}",
+            *([SMOKE] if group.key["role"] == "smoke" else []),
             "",
             "|  | mean |",
             "|---|---|",
@@ -76,11 +85,20 @@ def _card(group: Group, arm: ArmResult, runs: Sequence[RunRecord]) -> str:
     )
 
 
+def _where(group: Group, runs: Sequence[RunRecord]) -> str:
+    """Return on what data the score is: a part of a test is another test."""
+    items = ", ".join(sorted({str(record.psi.items) for record in runs}))
+    suites = f", suite {', '.join(group.key['suites'])}" if group.key["suites"] else ""
+    limits = "".join(f", {name} {value}" for name, value in sorted(group.key["limits"].items()))
+    data = f", data sha256 {str(group.key['data_sha256'])[:12]}" if group.key["data_sha256"] else ""
+    return f"Scored on {items} test items{suites}{limits}{data}."
+
+
 def _costs(arm: ArmResult) -> Iterator[tuple[str, str]]:
     yield "score", with_interval(score, arm.final)
     yield "gain", with_interval(signed, arm.gain)
     yield "share of full tuning's gain", with_interval(percent, arm.retained_gain)
-    yield "full tuning's gain per FLOP", with_interval(times, arm.multiple_of_full["flops"])
+    yield "gain per FLOP, as a multiple of full tuning's", with_interval(times, arm.multiple_of_full["flops"])
     yield "parameters trained", percent(arm.trained_share)
     yield "seconds", number(arm.seconds)
     yield from ((resource_title(name), number(arm.gamma[name])) for name in RESOURCES)
@@ -103,7 +121,9 @@ def _front(group: Group, arm: ArmResult, runs: Sequence[RunRecord]) -> Iterator[
         yield _comment("base_model", f"no id of the hub in the records, but {group.key['model']}")
     yield _comment("license, datasets", f"not in the records: see task {group.key['task']} and the model")
     yield from _yaml({"tags": ["cprbench"]})
-    if arm.final.value is None:
+    if group.key["role"] == "smoke":
+        yield _comment("model-index", SMOKE)
+    elif arm.final.value is None:
         yield _comment("model-index", arm.final.why or "no psi was given")
     else:
         index = {"name": f"{group.key['model']} {arm.arm}", "results": [_result(group, arm)]}
@@ -120,8 +140,10 @@ def _result(group: Group, arm: ArmResult) -> dict[str, Any]:
     kind = "text-classification" if group.metric in _OF_CHOICES else "text-generation"
     name = f"{group.key['task']} v{group.key['task_version']}"
     data = {"name": name, "type": group.key["task"]}
+    if group.key["limits"]:
+        data["name"] += f" ({', '.join(f'{n} {v}' for n, v in sorted(group.key['limits'].items()))})"
     if ours:
-        data |= {"split": "test", "revision": group.key["data_sha256"]}
+        data["split"] = "test"
     metric = {"type": group.metric, "value": arm.final.value, "name": f"{group.metric}, mean of {_blocks(arm)}"}
     return {"task": {"type": kind if ours else "other"}, "dataset": data, "metrics": [metric]}
 

@@ -46,10 +46,22 @@ def ledger_table(group: Group, found: Sequence[ArmLedger]) -> Table:
     )
 
 
+def flops_table(found: Sequence[ArmLedger]) -> Table:
+    """Return the FLOPs of each phase: what choosing cost, and what training did."""
+    return Table(
+        "ledger-flops",
+        "FLOPs per run, phase by phase, over all attempts",
+        ("arm", *PHASES),
+        tuple((Cell(row.arm), *(cell(number, row.flops[phase]) for phase in PHASES)) for row in found),
+        ("Billed are select and train, and validate where the method acts on it.",),
+    )
+
+
 def settings_table(group: Group) -> Table:
     """Return what each arm was asked to do, defaults resolved."""
     rows = []
-    for name, runs in runs_by_arm(group.records).items():
+    by_arm = runs_by_arm(group.records)
+    for name, runs in ((arm.arm, by_arm[arm.arm]) for arm in group.arms):
         first = next(iter(runs.values()))
         spec = first.spec
         rates = {_rate(r) for r in runs.values()}
@@ -59,24 +71,31 @@ def settings_table(group: Group) -> Table:
             if end
         ]
         submodules = {", ".join(r.trained_submodules) for r in ended_well(runs).values()}
+        external = first.loop != "cprbench"
         rows.append(
             (
                 Cell(name),
                 Cell(f"{spec.method.name} {_settings(spec.method.settings)}".strip()),
                 Cell(f"{spec.selection.name} {_settings(spec.selection.settings)}".strip()),
                 Cell(", ".join(sorted(rates))),
-                Cell("; ".join(ends) or "epochs of the recipe"),
-                Cell(submodules.pop() if len(submodules) == 1 else f"{len(submodules)} different sets"),
+                Cell("; ".join(ends) or ("not told" if external else "epochs of the recipe")),
+                Cell("not told" if external else _trained(submodules)),
             )
         )
-    order = {arm.arm: i for i, arm in enumerate(group.arms)}
     return Table(
         "hyper-parameters",
         "Methods, selections and learning rates",
         ("arm", "method", "selection", "learning rate", "ends after", "trained submodules"),
-        tuple(sorted(rows, key=lambda row: order.get(row[0].text, len(order)))),
+        tuple(rows),
         words=(0, 1, 2, 3, 4, 5),
     )
+
+
+def _trained(sets: set[str]) -> str:
+    """Return the submodules that runs trained, by their names in a line."""
+    if len(sets) != 1:
+        return f"{len(sets)} different sets" if sets else "no run ended well"
+    return next(iter(sets)) or "the new head alone"
 
 
 def recipe_table(group: Group) -> Table:
@@ -88,8 +107,8 @@ def recipe_table(group: Group) -> Table:
         "model": key["model"],
         "source": getattr(record.spec.model, "pinned", record.spec.model.source),
         "weights sha256": key["weights_sha256"],
-        "parameters (N)": record.total_parameters,
-        "seeds": ", ".join(sorted({str(r.spec.seed) for r in group.records}, key=lambda s: (len(s), s))),
+        "parameters (N)": next((r.total_parameters for r in group.records if r.total_parameters), None),
+        "seeds": ", ".join(map(str, sorted({r.spec.seed for r in group.records if r.spec.seed is not None}))),
         "test items": ", ".join(sorted({str(r.psi.items) for r in group.records if r.status == "ok"})),
         **{f"limit {name}": value for name, value in sorted(key["limits"].items())},
         **{name.replace("_", " "): value for name, value in sorted((key["recipe"] or {}).items())},
@@ -179,7 +198,7 @@ def covers(records: Sequence[RunRecord]) -> tuple[str, ...]:
     """Return what gamma's numbers cover, which flags they carry, and whether the machine was steady."""
     ok = [r for r in records if r.status == "ok"]
     scopes = sorted({r.gamma.energy_scope for r in ok if r.gamma.energy_scope})
-    bases = sorted({r.gamma.memory_basis for r in ok if r.gamma.memory_basis})
+    bases = sorted({str(r.gamma.memory_basis) for r in ok if r.gamma.memory_gb_hours is not None})
     flags = sorted({flag for r in ok for reading in r.readings if reading.phase == "billed" for flag in reading.flags})
     words = [f"memory is {', '.join(bases)}"] if bases else []
     words += [f"energy covers {', '.join(scopes)}"] if scopes else []
@@ -201,25 +220,41 @@ def _rates(record: RunRecord) -> dict[str, float]:
 
 def missing(records: Sequence[RunRecord]) -> tuple[Part, ...]:
     """Return what gamma lacks and why, once per reason, and what is only modelled: beside, never in its place."""
-    reasons: dict[str, set[str]] = {}
+    reasons: dict[tuple[str, str], int] = defaultdict(int)
     for record in records:
         for resource, why in missing_resources(record).items():
-            reasons.setdefault(resource, set()).add(why)
-    lines = [f"{resource_title(resource)}: {why}" for resource in reasons for why in sorted(reasons[resource])]
+            reasons[resource, why] += 1
+    order = {resource: i for i, resource in enumerate(RESOURCES)}
+    lines = [
+        f"{resource_title(resource)}: {why}{_of(runs, records)}"
+        for (resource, why), runs in sorted(reasons.items(), key=lambda item: (order[item[0][0]], item[0][1]))
+    ]
     modelled = [r for record in records for r in record.readings if r.phase == "billed" and r.source == "modelled"]
     for quantity in sorted({r.quantity for r in modelled if r.value is not None and r.quantity != "co2_kg"}):
         values = [r.value for r in modelled if r.quantity == quantity and r.value is not None]
         mean = number(Figure(sum(values) / len(values)))
-        lines.append(f"{quantity}: {mean} a run on average is an estimate (modelled) and enters no comparison")
+        estimate = f"an estimate (modelled{_of(len(values), records, ', ')}) and enters no comparison"
+        lines.append(f"{quantity}: {mean} a run on average is {estimate}")
     return (Items("Not measured, and why", tuple(lines)),) if lines else ()
+
+
+def _of(runs: int, records: Sequence[RunRecord], mark: str = " ") -> str:
+    """Return of how many runs something is said, where it is not said of all."""
+    if runs >= len(records):
+        return ""
+    told = f"{runs} of {len(records)} runs"
+    return f"{mark}{told}" if mark != " " else f" ({told})"
 
 
 def failures(group: Group) -> tuple[Part, ...]:
     """Return the runs that did not end well, with their errors."""
-    told = tuple(
-        f"{r.run_id} {r.arm}, block {r.block}: {r.status}: {r.error or 'no reason told'}" for r in group.failures
-    )
+    told = tuple(map(failed, group.failures))
     return (Items("Runs that did not end well", told),) if told else ()
+
+
+def failed(record: RunRecord) -> str:
+    """Return a run that did not end well, with its error, in a line."""
+    return f"{record.run_id} {record.arm}, block {record.block}: {record.status}: {record.error or 'no reason told'}"
 
 
 def stops(records: Sequence[RunRecord]) -> tuple[Part, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from cprbench.judge.cpr import Group
 from cprbench.judge.groups import Figure
 from cprbench.judge.retention import PREDICTIONS, Row, retention
-from cprbench.judge.sweeps import Grid, Sweep
+from cprbench.judge.sweeps import LEAST_SHARES, Grid, Sweep
 from cprbench.render import retention as page
 from cprbench.render.heatmap import scale
 from cprbench.render.numbers import number, percent, score, with_interval
@@ -21,11 +21,12 @@ _SHARES = {"k": "parameters trained (k)", "q": "examples trained on (q)"}
 _PREDICTED = dict(zip(PREDICTIONS, ("eq. 34 on T", "eq. 34 on T²", "eq. 35"), strict=True))
 
 
-def sweep_table(share: str, found: tuple[Sweep, ...]) -> Table | None:
+def sweep_table(group: Group, share: str, found: tuple[Sweep, ...]) -> Table | None:
     """Return the table of all sweeps over one share, family by family; None without any."""
     sweeps = [sweep for sweep in found if sweep.share == share]
     if not sweeps:
         return None
+    blocks = {arm.arm: len(arm.blocks) for arm in group.arms}
     rows = tuple(
         (
             Cell(point.arm),
@@ -33,7 +34,7 @@ def sweep_table(share: str, found: tuple[Sweep, ...]) -> Table | None:
             Cell(number(Figure(point.share)), point.share),
             interval(percent, point.kept),
             Cell(" ".join(percent(Figure(value)) for value in point.kept_by_block) or "none"),
-            count(len(point.kept_by_block)),
+            count(blocks[point.arm]),
         )
         for sweep in sweeps
         for point in sweep.points
@@ -54,11 +55,12 @@ def fit(sweep: Sweep) -> str:
     slope = sweep.fit.slope
     if slope.value is None:
         return f"no fit of gain = c {sweep.share}^{exponent}: {sweep.fit_why or slope.why}"
-    if sweep.fit.r_squared is None:
+    told = "" if sweep.fit.r_squared is None else f", R² {score(Figure(sweep.fit.r_squared))}"
+    if len(set(sweep.fit.shares)) < LEAST_SHARES:
         told = ": any power goes through two shares"
-    else:
-        told = f", R² {score(Figure(sweep.fit.r_squared))}"
-    return f"gain = c {sweep.share}^{exponent} with {exponent} = {with_interval(score, slope)}{told}"
+    fewer = slope.n < max(len(point.kept_by_block) for point in sweep.points)
+    of = f", fitted to the {slope.n} block{'s' * (slope.n != 1)} that all of them have" if fewer else ""
+    return f"gain = c {sweep.share}^{exponent} with {exponent} = {with_interval(score, slope)}{told}{of}"
 
 
 def grid_table(grid: Grid, name: str) -> Table:

@@ -140,7 +140,7 @@ def metrics_lines(evidence: Evidence) -> str:
         run: Row = {"run_id": record.run_id, "arm": record.arm, "block": record.block}
         lines += [run | _step(row) for row in evidence.lines(record, HISTORY)]
         lines.append(run | {"status": record.status} | dict(_end(record)))
-    return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)  # in ASCII: a history may name anything
 
 
 def _step(row: Mapping[str, Any]) -> Row:
