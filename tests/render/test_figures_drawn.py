@@ -69,7 +69,7 @@ def test_the_plane_tells_the_front_and_what_is_below_the_floor() -> None:
     drawing = on_plane(group_of(make_blocks(FINALS, FLOPS)))
     assert drawing.name == "plane-flops"
     assert "On the Pareto front: lora: 0.780 [0.730, 0.830] at 400 FLOPs; full: 0.817" in drawing.text
-    assert "Hollow, below the capability floor: head, tiny." in drawing.text
+    assert "Hollow (keeps less than 50 % of full's gain): head, tiny." in drawing.text
     (front,) = [line for line in axes_of(drawing).lines if line.get_label() == "Pareto front"]
     assert list(front.get_xdata()) == [400, 1000, 1000] and front.get_drawstyle() == "steps-post"
 
@@ -138,6 +138,17 @@ def test_a_figure_of_rows_grows_with_its_arms() -> None:
         for n in (3, 9)
     )
     assert few is not None and many is not None and many.inches[1] > few.inches[1] + 1
+
+
+def test_the_front_is_drawn_through_the_means_that_it_is_of() -> None:
+    finals = {"head": (0.5, 0.5, 0.5), "full": (0.8, 0.7, 0.72), "lora": (0.7, 0.71, 0.7), "lucky": (0.9,)}
+    flops = {"head": (1, 1, 1), "full": (1000, 1000, 1000), "lora": (500, 500, 500), "lucky": (400,)}
+    group = group_of(make_blocks(finals, flops))
+    drawing = plane.plane(group, curves(group, Evidence.of(group.records)))
+    assert drawing is not None and "On the Pareto front: lora: 0.703" in drawing.text
+    assert "lucky" in drawing.text.split("Off it:")[1]
+    (line,) = [line for line in axes_of(drawing).lines if line.get_label() == "Pareto front"]
+    assert list(line.get_ydata())[:2] == pytest.approx([0.7033, 0.74], abs=1e-3)
 
 
 def test_no_gain_no_points() -> None:

@@ -192,6 +192,16 @@ def test_what_lies_beyond_an_edge_fades_until_it_is_in_sight(pages: dict[str, Pa
         assert edges() == ["0px", "0px", "0px"]  # nothing lies beyond
 
 
+def test_names_stay_in_sight_and_no_other_head_lies_over_theirs(pages: dict[str, Path], browser: Browser) -> None:
+    with opened(browser, pages["suites"], 600) as page:
+        name = page.locator(".scroll[aria-labelledby=runs-2-scores-blocks] thead .first")
+        name.evaluate("e => { e.scrollIntoView(); e.closest('.scroll').scrollLeft = 120 }")
+        over = """e => { const at = e.getBoundingClientRect(), y = at.bottom - 12;
+            return Array.from({length: at.width - 2}, (_, i) => document.elementFromPoint(at.left + i + 1, y))
+                .every(there => e.contains(there)) }"""
+        assert name.evaluate(over)
+
+
 @pytest.mark.parametrize(("width", "some"), [(360, False), (1400, True)])
 def test_only_long_tables_scroll_up_and_down_and_none_on_a_phone(
     width: int, some: bool, pages: dict[str, Path], browser: Browser

@@ -58,6 +58,7 @@ def plane(group: Group, found: Curves) -> Drawing | None:
     entries = [(style[name], label(name, IN_LEGEND)) for name in dict.fromkeys(named.values())]
     hollow = [a for a in arms if a.floor is not None]
     keys = [f"{numbers[a.arm]}  {label(a.arm, 44, 2)}" for a in on if a.arm in numbers]
+    sign = -1.0 if falls(group.metric) else 1.0  # the front's are turned so that more is better
     psi = f"{label(group.metric, 36, 1)} ({'lower' if falls(group.metric) else 'higher'} is better)"
 
     def draw(figure: Figure) -> None:
@@ -72,9 +73,9 @@ def plane(group: Group, found: Curves) -> Drawing | None:
             mean_mark(axes, at, "y", arm.final, look, markerfacecolor=face, markersize=6)
         handles = [mark(look, name) for look, name in entries]
         if hollow:
-            handles.append(mark(Look(SOFT, "o", "-"), "hollow: below the floor", hollow=True))
+            handles.append(mark(Look(SOFT, "o", "-"), "hollow: cannot be on it", hollow=True))
         if on:
-            steps = [(_cost(a, resource), a.final.value or 0.0) for a in on]
+            steps = sorted((cost, sign * score) for cost, score in found.front.means.values())
             edge = max(_cost(a, resource) for a in arms)
             (line,) = axes.plot(
                 *zip(*steps, (edge, steps[-1][1]), strict=True),
@@ -127,8 +128,11 @@ def _told(group: Group, arms: list[ArmResult], on: list[ArmResult], found: Curve
     rest = [arm for arm in arms if arm not in on]
     if rest and len(arms) <= _NAMED:
         words.append(f"Off it: {'; '.join(place(arm) for arm in rest)}.")
-    if low := [arm.arm for arm in arms if arm.floor is not None]:
-        words.append(f"Hollow, below the capability floor: {listed(low)}.")
+    if any(set(arm.blocks) != set(found.front.blocks) for arm in on):
+        shared = ", ".join(map(str, found.front.blocks))
+        words.append(f"The line is of means over block {shared}, which the arms on it share; marks are of all blocks.")
+    for floor in dict.fromkeys(arm.floor for arm in arms if arm.floor is not None):
+        words.append(f"Hollow ({floor}): {listed([arm.arm for arm in arms if arm.floor == floor])}.")
     for lacking, what in (
         ([a.arm for a in group.arms if a.final.value is None], "they have no score"),
         ([a.arm for a in group.arms if a.gamma[resource].value is None and a.final.value is not None], "not measured"),

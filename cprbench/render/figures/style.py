@@ -147,9 +147,9 @@ def legend(figure: Figure, handles: Sequence[Line2D], columns: int = 2) -> None:
     figure.legend(handles=list(handles), loc="outside lower left", ncols=columns, handlelength=2.8, columnspacing=1.2)
 
 
-def legend_inches(names: Sequence[str], columns: int = 2) -> float:
+def legend_inches(names: Sequence[str]) -> float:
     """Return the height that a legend of these labels takes, in inches."""
-    return _ROW * -(-len(names) // columns) * max((name.count("\n") + 1 for name in names), default=0)
+    return _ROW * -(-len(names) // 2) * max((name.count("\n") + 1 for name in names), default=0)
 
 
 def rows(labels: Sequence[str]) -> tuple[list[float], float]:
