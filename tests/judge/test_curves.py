@@ -13,7 +13,7 @@ import pytest
 from cprbench.judge.cpr import Group, compare
 from cprbench.judge.curves import Curves, curve, curves
 from cprbench.judge.evidence import Evidence, gather
-from cprbench.render import curves as page
+from cprbench.render.report import curve_tables as page
 from cprbench.render.report.writing import render_report
 from tests.conftest import ROOT
 from tests.records_factory import make_record, store_run
@@ -103,9 +103,9 @@ def test_no_row_of_a_history_stops_a_report(tmp_path: Path, row: dict[str, Any],
 def test_without_a_second_arm_there_is_no_target_and_the_page_says_so(tmp_path: Path) -> None:
     record = make_record(arm="full", new_head_parameters=0, gamma={"flops": 300})
     store_run(tmp_path, record, history=history((0.6, 0.7)))
-    _, found = seen(tmp_path)
+    group, found = seen(tmp_path)
     assert (found.target, found.cost_to_target) == (None, {})
-    assert "no target" in page.legend(found)
+    assert "no target" in page.running_table(group, found).notes[0]
     assert page.reached(found.cost_to_target.get("full")) == "n/e"
 
 
@@ -114,8 +114,14 @@ def test_the_report_shows_the_front_the_target_and_the_last_window_of_real_runs(
         archive.extractall(tmp_path)
     evidence: Evidence = gather(tmp_path)
     report = render_report(evidence.records, {}, evidence)
-    table = report.split("**Against billed FLOPs**")[1].split("\n\n")[1]
-    cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in table.splitlines()}
-    assert cells["head"][1] == "no: keeps less than 50 % of full's gain"
-    assert cells["full"][:2] == ["full itself", "yes"]
-    assert cells["lora"][2].startswith("not reached (1 of 2 blocks missed)")
+
+    def cells(title: str) -> dict[str, list[str]]:
+        table = report.split(f"**{title}**")[1].split("\n\n")[1]
+        return {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in table.splitlines()}
+
+    front = cells("Against billed FLOPs")
+    assert front["head"][1] == "no: keeps less than 50 % of full's gain"
+    assert front["full"] == ["full itself", "yes"]
+    running = cells("Validation accuracy against billed FLOPs")
+    assert running["lora"][0].startswith("not reached (1 of 2 blocks missed)")
+    assert running["head"][1] == "9.44e-11"

@@ -1,15 +1,12 @@
-"""The tables of a comparison: the main one, scores, costs, multiples, the front, and the blocks behind every mean."""
+"""The tables of a comparison: the main one, scores, costs, multiples, and the blocks behind every mean."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from cprbench.judge.cpr import ArmResult, Group, cost_of
-from cprbench.judge.curves import Curves
 from cprbench.judge.groups import NOT_MEASURED, Figure, Told, runs_by_arm, score_of
 from cprbench.judge.statistics import Estimate
-from cprbench.render import curves as against
 from cprbench.render.numbers import (
     number,
     percent,
@@ -149,25 +146,6 @@ def multiples(group: Group) -> Table:
         ),
         ("Read it beside the retained gain: a run that does next to nothing has the best ratio of all.",),
     )
-
-
-def front(group: Group, found: Curves) -> Table:
-    """Return how arms stand against their cost."""
-    rows = []
-    for arm in group.arms:
-        cost = found.cost_to_target.get(arm.arm)
-        median = None if cost is None or cost.median is None or math.isinf(cost.median) else cost.median
-        rows.append(
-            (
-                Cell(arm.arm),
-                Cell("full itself" if arm.arm == "full" else arm.quadrant[found.resource]),
-                Cell(against.on_front(arm.arm, found), found.front.frequency.get(arm.arm)),
-                Cell(against.reached(cost), median),
-                interval(number, found.last_window_ratio[arm.arm]),
-            )
-        )
-    columns = ("arm", "against full", "on the front", "cost to target", "last window")
-    return Table("front", against.title(found), columns, tuple(rows), (against.legend(found),), words=(0, 1, 2))
 
 
 def blocks(group: Group) -> Table:

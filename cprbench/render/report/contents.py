@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from cprbench.judge.cpr import Group, compare
-from cprbench.judge.curves import curves
+from cprbench.judge.curves import Curves, curves
 from cprbench.judge.evidence import Evidence
 from cprbench.judge.ledger import ledger
 from cprbench.judge.statistics import LEAST_FOR_INTERVAL
@@ -16,11 +16,11 @@ from cprbench.render.figures import ledger as ledger_figure
 from cprbench.render.figures import plane, running
 from cprbench.render.figures import sweeps as sweep_figures
 from cprbench.render.numbers import resource_title
-from cprbench.render.report import carbon, comparison, provenance, sweep_tables
+from cprbench.render.report import carbon, comparison, curve_tables, provenance, sweep_tables
 from cprbench.render.report.answer import RESOURCE, answers
 from cprbench.render.report.document import Cell, Choice, Drawing, Items, Part, Prose, Report, Section, Table
 from cprbench.render.titles import titles_of
-from cprbench.render.verdicts import answer_of, clean
+from cprbench.render.verdicts import answer_of
 from cprbench.spec import RESOURCES
 
 TITLE = "Capability per resource"
@@ -72,16 +72,17 @@ def report_of(evidence: Evidence, verdicts: Sequence[Verdict] = (), groups: Sequ
 
 def _group(group: Group, evidence: Evidence, name: str, title: str) -> Section:
     parts: tuple[Part, ...] = (Prose(answers(group), lead=True), comparison.main(group), Prose(_made(group)))
+    found = {resource: curves(group, evidence, resource) for resource in _OFFERED}
     inside = [
-        ("plane", "Capability against cost", _plane(group, evidence)),
+        ("plane", "Capability against cost", _plane(group, found)),
         ("sweeps", "Shares of parameters and of data", _sweeps(group)),
-        ("running", "While training", _known([running.running(group, evidence)], provenance.stops(group.records))),
+        ("running", "While training", _running(group, evidence, found[RESOURCE])),
         ("scores", "Scores, block by block", _scores(group)),
         ("costs", "Costs, phase by phase", _costs(group)),
         ("settings", "Settings", _settings(group)),
         ("sources", "Sources, and what was not measured", _sources(group)),
     ]
-    sections = tuple(Section(f"{name}-{stem}", title, found) for stem, title, found in inside if found)
+    sections = tuple(Section(f"{name}-{stem}", heading, told) for stem, heading, told in inside if told)
     return Section(name, title, parts, sections)
 
 
@@ -119,8 +120,7 @@ def _made(group: Group) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _plane(group: Group, evidence: Evidence) -> tuple[Part, ...]:
-    found = {resource: curves(group, evidence, resource) for resource in _OFFERED}
+def _plane(group: Group, found: Mapping[str, Curves]) -> tuple[Part, ...]:
     drawn = [(resource_title(name), plane.plane(group, of)) for name, of in found.items()]
     options = tuple((title, drawing) for title, drawing in drawn if drawing is not None)
     parts: list[Part] = []
@@ -132,7 +132,7 @@ def _plane(group: Group, evidence: Evidence) -> tuple[Part, ...]:
     if absent := [title for title, drawing in drawn if drawing is None]:
         why = "no arm has a number of it" if scored else f"no arm has a number of {group.metric}"
         parts.append(Prose((f"No figure, for {why}: {', '.join(absent)}.",)))
-    return (*parts, comparison.front(group, found[RESOURCE]), comparison.multiples(group))
+    return (*parts, curve_tables.front_table(group, found[RESOURCE]), comparison.multiples(group))
 
 
 def _sweeps(group: Group) -> tuple[Part, ...]:
@@ -153,9 +153,16 @@ def _sweeps(group: Group) -> tuple[Part, ...]:
     return (*parts, *sweep_tables.retention_parts(group))
 
 
+def _running(group: Group, evidence: Evidence, found: Curves) -> tuple[Part, ...]:
+    """Return the curves of the validations, where there are any, and where a stop rule ended a run."""
+    drawn = running.running(group, evidence)
+    told = () if drawn is None else (drawn, curve_tables.running_table(group, found))
+    return (*told, *provenance.stops(group.records))
+
+
 def _scores(group: Group) -> tuple[Part, ...]:
     return (
-        *_known([plane.points(group)]),
+        *_known(plane.points(group)),
         comparison.scores(group),
         comparison.blocks(group),
         *provenance.failures(group),
@@ -164,7 +171,7 @@ def _scores(group: Group) -> tuple[Part, ...]:
 
 def _costs(group: Group) -> tuple[Part, ...]:
     found = ledger(group)
-    drawn = _known([ledger_figure.phases(found)])
+    drawn = _known(ledger_figure.phases(found))
     return (comparison.costs(group), *drawn, provenance.ledger_table(group, found), provenance.flops_table(found))
 
 
@@ -178,8 +185,8 @@ def _sources(group: Group) -> tuple[Part, ...]:
     )
 
 
-def _known(drawings: Sequence[Drawing | None], parts: tuple[Part, ...] = ()) -> tuple[Part, ...]:
-    return (*(drawing for drawing in drawings if drawing is not None), *parts)
+def _known(*drawings: Drawing | None) -> tuple[Part, ...]:
+    return tuple(drawing for drawing in drawings if drawing is not None)
 
 
 # --- what holds of all groups ------------------------------------------------------------------------
@@ -203,12 +210,12 @@ def _claims(verdicts: Sequence[Verdict]) -> Iterator[Section]:
                 ("claim", "verdict", "measured", "why", "statement", "source"),
                 tuple(
                     (
-                        Cell(clean(v.id)),
+                        Cell(v.id),
                         Cell(v.verdict),
                         Cell(answer_of(v), v.value),
-                        Cell(clean(v.reason)),
-                        Cell(clean(v.text)),
-                        Cell(clean(v.source)),
+                        Cell(v.reason),
+                        Cell(v.text),
+                        Cell(v.source),
                     )
                     for v in told
                 ),
@@ -216,6 +223,6 @@ def _claims(verdicts: Sequence[Verdict]) -> Iterator[Section]:
             )
         )
     if untold:
-        lines = tuple(f"{clean(v.id)}: {clean(v.reason)}" for v in untold)
+        lines = tuple(f"{v.id}: {v.reason}" for v in untold)
         parts.append(Items(f"{len(untold)} claims that these runs cannot answer", lines, folded=True))
     yield Section("claims", "Claims", tuple(parts))
