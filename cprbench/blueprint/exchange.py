@@ -329,7 +329,7 @@ def _spent(made: Making) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return text that Markdown and its tables show as it is; render.report.markdown's, which lies above this room."""
+    """Return text that Markdown and its tables show as it is; render.text's, which lies above this room."""
     for mark in "\\`*_[]<>|#&":
         text = text.replace(mark, f"\\{mark}")
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

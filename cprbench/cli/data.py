@@ -69,7 +69,7 @@ def _selection(
     import hashlib
 
     from cprbench.adapt.selection import ranking, scores
-    from cprbench.render.page import plain
+    from cprbench.render.text import plain
 
     if unknown := [name for name in cells if name not in found.cells]:
         raise SpecError(f"--submodules: no submodule {unknown[0]!r}. {did_you_mean(unknown[0], found.cells)}")
@@ -116,7 +116,7 @@ def cross(
     from cprbench.adapt.selection import ranking, scores
     from cprbench.judge import cross_influence
     from cprbench.render import cross_influence as render
-    from cprbench.render.page import plain
+    from cprbench.render.text import plain
 
     ks, qs = _shares("--k", k), _shares("--q", q)
     for path, suffix in ((out, ".npz"), (html, ".html")):
@@ -153,7 +153,7 @@ def _shares(option: str, text: str) -> list[float]:
 
 def _facts(found: Scores, file: Path) -> list[tuple[str, str]]:
     from cprbench.render.heatmap import cost_of
-    from cprbench.render.page import plain
+    from cprbench.render.text import plain
 
     info = found.info
     head = f"; new head: {info.head}" if info.head else ""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from cprbench.judge.cross_influence import CrossInfluence, Retention
 from cprbench.judge.groups import Figure
+from cprbench.render.document import Cell, Prose, Report, Section, Table
 from cprbench.render.heatmap import EDGES, scale, share_cell, told
 from cprbench.render.numbers import score
-from cprbench.render.page import plain
-from cprbench.render.report.document import Cell, Prose, Report, Section, Table
+from cprbench.render.text import plain
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -16,8 +16,8 @@ from cprbench.blueprint.schema import Blueprint, Interval, Layer, Making
 from cprbench.blueprint.signals import norms_of
 from cprbench.errors import MethodError
 from cprbench.judge.groups import Figure
+from cprbench.render.document import Cell, Items, Prose, Report, Section, Table
 from cprbench.render.numbers import number, resource_title
-from cprbench.render.report.document import Cell, Items, Prose, Report, Section, Table
 from cprbench.spec import RESOURCES
 
 #: A share's step on the scale, 0 to 6, is how many of these it reaches. Fixed, so that pages compare by colour.

@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from cprbench.judge.groups import Figure
+from cprbench.render.document import Drawing
 from cprbench.render.figures.saving import svg
 from cprbench.render.figures.style import INK, SOFT, looks, scale
 from cprbench.render.numbers import number, percent
-from cprbench.render.report.document import Drawing
 
 _COLUMNS = ("eta", "window", "patience", "stopped_at", "gamma", "saved", "psi", "lost", "lost_share", "why")
 

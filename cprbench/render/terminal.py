@@ -10,9 +10,9 @@ from cprbench.judge.cpr import Group
 from cprbench.judge.retention import retention
 from cprbench.render import retention as page
 from cprbench.render.numbers import number, percent, score, signed, times
-from cprbench.render.page import plain
 from cprbench.render.report.answer import headline
 from cprbench.render.retention import short
+from cprbench.render.text import plain
 from cprbench.render.titles import titles_of
 
 

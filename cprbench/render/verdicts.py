@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from cprbench.judge.groups import Figure
 from cprbench.judge.verdicts import Verdict
 from cprbench.render.numbers import number
-from cprbench.render.report.markdown import escape
+from cprbench.render.text import escape
 
 _WIDTH = 80
 _INDENT = " " * 11

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cprbench.judge.evidence import gather
-from cprbench.render.report.document import Choice
+from cprbench.render.document import Choice
 from cprbench.render.report.writing import FORMATS, Writing
 from cprbench.spec import ArmSpec
 from tests.runs.test_budgets import ran

@@ -10,8 +10,8 @@ import pytest
 
 from cprbench.judge.evidence import Evidence
 from cprbench.judge.verdicts import Verdict
+from cprbench.render.document import Choice, Drawing, Items, Part, Prose, Report, Section, Table
 from cprbench.render.report.contents import report_of
-from cprbench.render.report.document import Choice, Drawing, Items, Part, Prose, Report, Section, Table
 from cprbench.render.report.writing import FORMATS, Writing
 from cprbench.spec import Environment, Reading, RunRecord
 from tests.blueprint.example import full_blueprint

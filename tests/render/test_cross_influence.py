@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cprbench.judge.cross_influence import CrossInfluence, analyse
 from cprbench.render.cross_influence import grid, html, numbers, pairs, show
-from cprbench.render.page import plain
+from cprbench.render.text import plain
 from tests.render.test_heatmap import EVIL, Page
 
 SIZES = {"embed": 400, "attn.0": 100, "ffn.0": 200, "attn.1": 100, "ffn.1": 200}

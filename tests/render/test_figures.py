@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from cprbench.adapt.methods import METHODS as BROUGHT
+from cprbench.render.document import Drawing
 from cprbench.render.figures.saving import pdf, svg
 from cprbench.render.figures.style import COLOURS, INK, LETTERS, METHODS, arm_looks, label, looks, method_looks, scale
-from cprbench.render.report.document import Drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

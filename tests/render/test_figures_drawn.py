@@ -18,12 +18,12 @@ from cprbench.judge.evidence import Evidence, gather
 from cprbench.judge.groups import Figure
 from cprbench.judge.ledger import ArmLedger, ledger
 from cprbench.judge.sweeps import sweeps
+from cprbench.render.document import Drawing
 from cprbench.render.figures import ledger as ledger_figure
 from cprbench.render.figures import plane, running
 from cprbench.render.figures import sweeps as sweep_figure
 from cprbench.render.figures.saving import pdf, svg
 from cprbench.render.figures.style import method_looks
-from cprbench.render.report.document import Drawing
 from cprbench.spec import PHASES, RunRecord
 from tests.records_factory import make_blocks, make_evidence, make_record, store_run
 from tests.render.test_figures import HOSTILE, texts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cprbench.render.report.document import Cell, Choice, Drawing, Items, Prose, Report, Section, Table
+from cprbench.render.document import Cell, Choice, Drawing, Items, Prose, Report, Section, Table
 from cprbench.render.report.html import render_html
 from tests.render.test_heatmap import EVIL, Page
 

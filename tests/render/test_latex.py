@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cprbench.render.report.document import Cell, Choice, Drawing, Items, Prose, Report, Section, Table
+from cprbench.render.document import Cell, Choice, Drawing, Items, Prose, Report, Section, Table
 from cprbench.render.report.latex import _SHADES, PRINTED, files
 from cprbench.render.report.latex_text import figures, tex, widths
 from tests.conftest import ROOT

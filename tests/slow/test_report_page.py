@@ -16,8 +16,8 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from cprbench.judge.evidence import Evidence, gather
+from cprbench.render.document import Cell, Report, Section, Table
 from cprbench.render.report.contents import report_of
-from cprbench.render.report.document import Cell, Report, Section, Table
 from cprbench.render.report.html import render_html
 from tests.conftest import ROOT
 from tests.records_factory import make_blocks, make_evidence

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from cprbench.judge.groups import Figure as Number
 from cprbench.judge.ledger import ArmLedger
+from cprbench.render.document import Drawing
 from cprbench.render.figures.style import COLOURS, HATCHES, INK, MOST_ROWS, WIDE, label, listed, rows, scale, set_rows
 from cprbench.render.numbers import number
-from cprbench.render.report.document import Drawing
 from cprbench.spec import PHASES
 
 if TYPE_CHECKING:

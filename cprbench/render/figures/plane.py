@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cprbench.judge.cpr import ArmResult, Group, block_gains, cost_of, of_two_kinds
 from cprbench.judge.curves import Curves
 from cprbench.judge.groups import ended_well, runs_by_arm, score_of
+from cprbench.render.document import Drawing
 from cprbench.render.figures.style import (
     IN_LEGEND,
     LETTERS,
@@ -28,7 +29,6 @@ from cprbench.render.figures.style import (
     set_rows,
 )
 from cprbench.render.numbers import number, resource_title, score, signed, with_interval
-from cprbench.render.report.document import Drawing
 from cprbench.spec import RunRecord, falls
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from cprbench.judge.curves import curve
 from cprbench.judge.evidence import Evidence
 from cprbench.judge.groups import Figure as Number
 from cprbench.judge.groups import ended_well, runs_by_arm
+from cprbench.render.document import Drawing
 from cprbench.render.figures.style import (
     IN_LEGEND,
     INK,
@@ -24,7 +25,6 @@ from cprbench.render.figures.style import (
     scale,
 )
 from cprbench.render.numbers import number, resource_title, score
-from cprbench.render.report.document import Drawing
 from cprbench.spec import RunRecord, falls
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from cprbench.errors import CprbenchError
+from cprbench.render.document import Drawing
 from cprbench.render.figures.style import INK, LETTERS, LINE, SOFT, shown
-from cprbench.render.report.document import Drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from cprbench.judge.statistics import Estimate
 from cprbench.judge.sweeps import Sweep
+from cprbench.render.document import Drawing
 from cprbench.render.figures.style import SOFT, WIDE, arm_looks, legend, listed, mark, mean_mark, scale
 from cprbench.render.numbers import percent, score, with_interval
-from cprbench.render.report.document import Drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

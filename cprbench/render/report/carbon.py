@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cprbench.judge.groups import NOT_MEASURED, Figure, mean
 from cprbench.judge.ledger import Total, totals
+from cprbench.render.document import Prose
 from cprbench.render.numbers import missing_resources, number, resource_title
-from cprbench.render.report.document import Prose
 from cprbench.schema import Amount
 from cprbench.spec import RESOURCES, RunRecord
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from cprbench.judge.cpr import ArmResult, Group, cost_of
 from cprbench.judge.groups import NOT_MEASURED, Figure, Told, runs_by_arm, score_of
 from cprbench.judge.statistics import Estimate
+from cprbench.render.document import Cell, Table
 from cprbench.render.numbers import (
     number,
     percent,
@@ -17,7 +18,6 @@ from cprbench.render.numbers import (
     with_interval,
 )
 from cprbench.render.report.answer import RESOURCE, verdict
-from cprbench.render.report.document import Cell, Table
 from cprbench.spec import RESOURCES, RunRecord
 
 

@@ -12,13 +12,13 @@ from cprbench.judge.statistics import LEAST_FOR_INTERVAL
 from cprbench.judge.sweeps import grids, sweeps
 from cprbench.judge.verdicts import Verdict
 from cprbench.render import heatmap
+from cprbench.render.document import Cell, Choice, Drawing, Items, Part, Prose, Report, Section, Table
 from cprbench.render.figures import ledger as ledger_figure
 from cprbench.render.figures import plane, running
 from cprbench.render.figures import sweeps as sweep_figures
 from cprbench.render.numbers import resource_title
 from cprbench.render.report import carbon, comparison, curve_tables, provenance, sweep_tables
 from cprbench.render.report.answer import RESOURCE, answers
-from cprbench.render.report.document import Cell, Choice, Drawing, Items, Part, Prose, Report, Section, Table
 from cprbench.render.titles import titles_of
 from cprbench.render.verdicts import answer_of
 from cprbench.spec import RESOURCES

@@ -8,9 +8,9 @@ from cprbench.judge.cpr import Group
 from cprbench.judge.curves import USUAL_TARGET, Curves
 from cprbench.judge.frontier import CostToTarget
 from cprbench.judge.groups import Figure
+from cprbench.render.document import Cell, Table
 from cprbench.render.numbers import number, percent, resource_title
 from cprbench.render.report.comparison import interval
-from cprbench.render.report.document import Cell, Table
 
 
 def front_table(group: Group, found: Curves) -> Table:

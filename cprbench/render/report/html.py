@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 import re
+from importlib.resources import files
 from typing import Any
 
+from cprbench.render.document import Cell, Drawing, Report
 from cprbench.render.figures.saving import svg
-from cprbench.render.page import document, plain, template
-from cprbench.render.report.document import Cell, Drawing, Report
+from cprbench.render.text import plain
 
 #: A number and the interval that is set below it, so that tables are as wide as their numbers.
 _INTERVAL = re.compile(r"(.+) (\[[^][]+\])")
@@ -46,4 +49,22 @@ def render_html(report: Report) -> str:
     environment.filters.update(kind=lambda part: type(part).__name__, svg=drawn)
     environment.filters.update(sortable=sortable, halves=halves)
     body = environment.get_template("report.html").render(report=report)
-    return document(str(escape(plain(report.title))), body + "\n", template("sort.js"))
+    return _document(str(escape(plain(report.title))), body + "\n", _template("sort.js"))
+
+
+def _template(name: str) -> str:
+    """Return a file of the package's templates."""
+    return files("cprbench.render").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _document(title: str, body: str, script: str) -> str:
+    """Return a whole page; `title` and `body` are HTML, escaped already. Only `script` runs on it: its hash is told."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}; script-src \'sha256-{digest}\'">\n'
+        f"<title>{title}</title>\n<style>\n{_template('page.css')}</style>\n</head>\n<body>\n"
+        f"{body}<script>{script}</script>\n</body>\n</html>\n"
+    )

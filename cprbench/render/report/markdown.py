@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-from cprbench.render.page import plain
-from cprbench.render.report.document import Items, Part, Prose, Report, Section, Table
+from cprbench.render.document import Items, Part, Prose, Report, Section, Table
+from cprbench.render.text import escape
 
-_BY_CODE = {"@": "&#64;", "$": "&#36;", "://": "&#58;//", "www.": "www&#46;"}
-#: What would begin a list.
-_LIST = re.compile(r"^(\d{0,9})([-+.)] )")
 #: A body on GitHub holds 65,536 characters. What a report is shortened to, step by step, until it fits: rows of folded
 #: tables and lists; the rest is on the page and in runs.csv.
 _MOST_CHARACTERS = 60_000
@@ -35,17 +31,6 @@ def _written(report: Report, most: int) -> str:
         for inside in section.sections:
             lines += _folded(inside, most)
     return "\n".join(lines)
-
-
-def escape(text: str) -> str:
-    """Return text that Markdown and its tables show as it is."""
-    text = plain(" ".join(text.split())).replace("&", "&amp;")
-    for mark in "\\`*_[]<>|#~":
-        text = text.replace(mark, f"\\{mark}")
-    text = _LIST.sub(r"\1\\\2", text)
-    for mark, code in _BY_CODE.items():  # on the hub and on GitHub: somebody's name, a formula, a link
-        text = text.replace(mark, code)
-    return text
 
 
 def _folded(section: Section, most: int) -> Iterator[str]:

@@ -26,7 +26,7 @@ from cprbench.render.numbers import (
 )
 from cprbench.render.report.answer import SMOKE
 from cprbench.render.report.carbon import grids
-from cprbench.render.report.markdown import escape
+from cprbench.render.text import escape
 from cprbench.render.titles import titles_of
 from cprbench.spec import RESOURCES, RunRecord, RunSpec
 

@@ -10,9 +10,9 @@ from typing import Any
 from cprbench.judge.cpr import Group
 from cprbench.judge.groups import Figure, ended_well, runs_by_arm
 from cprbench.judge.ledger import ArmLedger
+from cprbench.render.document import Cell, Items, Part, Prose, Table
 from cprbench.render.numbers import missing_resources, number, resource_title
 from cprbench.render.report.comparison import cell, count, search
-from cprbench.render.report.document import Cell, Items, Part, Prose, Table
 from cprbench.spec import PHASES, RESOURCES, RunRecord
 
 #: Rates of one hardware class that differ by more than this factor are flagged (DESIGN section 1).

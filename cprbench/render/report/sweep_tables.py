@@ -10,10 +10,10 @@ from cprbench.judge.groups import Figure
 from cprbench.judge.retention import PREDICTIONS, Row, retention
 from cprbench.judge.sweeps import LEAST_SHARES, Grid, Sweep
 from cprbench.render import retention as page
+from cprbench.render.document import Cell, Items, Part, Prose, Table
 from cprbench.render.heatmap import scale
 from cprbench.render.numbers import number, percent, score, with_interval
 from cprbench.render.report.comparison import cell, count, interval
-from cprbench.render.report.document import Cell, Items, Part, Prose, Table
 
 #: Steps of the colour scale of a grid: shares of full's gain, fixed so that pages compare by colour.
 SHADES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)

@@ -12,7 +12,7 @@ from typing import Any
 
 from cprbench.judge.evidence import Evidence
 from cprbench.judge.groups import k_of, q_of, score_of
-from cprbench.render.page import plain
+from cprbench.render.text import plain
 from cprbench.runs.store import HISTORY
 from cprbench.schema import MOST, canonical_json
 from cprbench.spec import PHASES, RESOURCES, RunRecord, Scalar

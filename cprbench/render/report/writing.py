@@ -13,8 +13,8 @@ from cprbench.judge.cpr import Group, compare
 from cprbench.judge.curves import curves
 from cprbench.judge.evidence import Evidence
 from cprbench.judge.retention import retention
+from cprbench.render.document import Report
 from cprbench.render.report.contents import report_of
-from cprbench.render.report.document import Report
 from cprbench.render.report.markdown import markdown
 from cprbench.schema import canonical_json
 from cprbench.spec import RunRecord
