@@ -138,6 +138,17 @@ def test_arms_of_equal_budgets_are_a_sweep_that_full_of_that_budget_closes() -> 
     assert [point.arm for point in sweep.points] == [*names, "full budget=0.5x full"]
 
 
+def test_arms_drawn_to_the_bill_of_another_are_in_no_sweep_over_k() -> None:
+    billed: dict[str, Any] = {"selection": "random", "selection_settings": {"flops_of": "influence", "flops": 1.0}}
+    runs = [
+        make_record(
+            arm=f"partial k={k} selection=random flops_of=influence", spec={"settings": {"k": k}, **billed}, k_reached=k
+        )
+        for k in (0.1, 0.2, 0.3)
+    ]
+    assert not sweeps(group_of(*runs, arm("full", 0.9)))
+
+
 def test_the_same_share_twice_is_no_sweep() -> None:
     runs = [r.model_copy(update={"k_reached": 0.2}) for r in partials() if r.arm != "full"]
     assert not sweeps(group_of(*runs))

@@ -88,6 +88,10 @@ def test_time_that_one_run_lacks_has_no_sum() -> None:
     assert "A run billed " in setup and "The time of all phases has no sum: it was measured in 1 of 2 runs." in setup
 
 
+def test_a_single_run_has_no_range() -> None:
+    assert "A run billed 3600 s; all together 1.00 h." in text(measured())
+
+
 def test_peaks_of_two_kinds_of_memory_are_two_peaks() -> None:
     device = measured(1, peak_memory_bytes=50 * 10**9)
     device = device.model_copy(update={"gamma": device.gamma.model_copy(update={"memory_basis": "device"})})

@@ -16,7 +16,16 @@ from cprbench.render.report.writing import FORMATS, Writing
 from cprbench.spec import Environment, Reading, RunRecord
 from tests.blueprint.example import full_blueprint
 from tests.judge.test_retention import swept
-from tests.records_factory import CPU, GPU, make_blocks, make_evidence, make_external, make_psi, make_record
+from tests.records_factory import (
+    CPU,
+    GPU,
+    make_blocks,
+    make_evidence,
+    make_external,
+    make_psi,
+    make_record,
+    make_search,
+)
 
 PARTIAL = "partial k=0.15"
 FINALS = {"head": (0.6, 0.61, 0.59), "full": (0.8, 0.82, 0.81), PARTIAL: (0.75, 0.78, 0.76)}
@@ -163,6 +172,17 @@ def test_an_external_loop_has_a_table_of_its_own_that_says_so() -> None:
         line for part in parts(theirs) if isinstance(part, Prose) for line in part.paragraphs
     )
     assert column(tables(theirs)["hyper-parameters"], "learning rate") == {"their loop": "not told"}
+
+
+def test_the_best_rate_at_the_edge_of_its_grid_is_said() -> None:
+    trial = make_record(role="search", arm="full", block=9)
+    searched = make_record(arm="full", search=make_search(trial).model_copy(update={"best_at_edge": True}))
+    assert ", best at the grid's edge" in column(tables(group_of(searched, trial))["costs"], "search")["full"]
+
+
+def test_submodules_that_differ_by_block_are_counted() -> None:
+    sets = [make_record(arm=PARTIAL, block=b, trained_submodules=[f"ffn.{b}"]) for b in (0, 1)]
+    assert column(tables(group_of(*sets))["hyper-parameters"], "trained submodules") == {PARTIAL: "2 different sets"}
 
 
 def test_search_trials_have_a_column_of_their_own_and_no_row() -> None:
@@ -337,6 +357,7 @@ def test_a_blueprint_beside_the_runs_is_a_heat_map_with_a_column_for_what_is_in_
     report = of(make_record(), blueprints={"tiny.json": full_blueprint()})
     (section,) = (section for section in report.rest if section.name == "blueprint-1")
     heat = tables(section)["heat"]
+    assert [part.items for part in section.parts if isinstance(part, Items)] == [("Nothing.",)]
     assert heat.columns == (
         "submodule",
         *(f"{tag} {kind}" for tag in ("general", "bio") for kind in ("attn", "ffn", "other")),

@@ -140,6 +140,17 @@ def test_a_figure_of_rows_grows_with_its_arms() -> None:
     assert few is not None and many is not None and many.inches[1] > few.inches[1] + 1
 
 
+def test_full_is_drawn_whatever_it_gains_and_phases_differ_by_more_than_colour() -> None:
+    finals = {"head": (0.5,), "full": (0.51,)} | {f"partial k=0.{i}": (0.6 + i / 1000,) for i in range(10, 40)}
+    group = group_of(make_blocks(finals))
+    drawing = plane.points(group)
+    assert drawing is not None and "full" in texts(svg(drawing))
+    bars = ledger_figure.phases(ledger(group_of([make_record(arm="full", seconds=dict.fromkeys(PHASES, 1.0))])))
+    assert bars is not None
+    hatches = {patch.get_hatch() for patch in axes_of(bars).patches}
+    assert len(hatches) == len(PHASES)
+
+
 def test_the_front_is_drawn_through_the_means_that_it_is_of() -> None:
     finals = {"head": (0.5, 0.5, 0.5), "full": (0.8, 0.7, 0.72), "lora": (0.7, 0.71, 0.7), "lucky": (0.9,)}
     flops = {"head": (1, 1, 1), "full": (1000, 1000, 1000), "lora": (500, 500, 500), "lucky": (400,)}

@@ -169,3 +169,8 @@ def test_golden_cards_are_those_of_the_quickstart(tmp_path: Path) -> None:
     cards = model_cards(compare(quickstart(tmp_path).records))
     assert list(cards) == ["head", "full", "lora", "partial-k-0.15"]
     assert is_golden("quickstart/model-card-partial.md", cards["partial-k-0.15"])
+
+
+def test_a_name_longer_than_a_file_s_may_be_is_cut() -> None:
+    (stem,) = model_cards(compare([make_record(arm="x" * 200, method="full")]))
+    assert stem == "x" * 100
