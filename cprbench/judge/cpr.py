@@ -57,7 +57,6 @@ class ArmResult:
     cost_of_full: dict[str, Estimate]  # geometric mean of cost / full's cost, paired by block
     quadrant: dict[str, str]  # against full, by resource: a quadrant, or why there is none
     floor: str | None  # why it is below the capability floor, None where it is above
-    item_error: str | None  # why the intervals leave out the error of the test items; None where they hold it
     trained_share: Figure
     trials: int  # of the learning-rate search; its cost stands in search_seconds
     search_seconds: Figure
@@ -167,10 +166,6 @@ class Comparison:
         """
         return self._ratio(runs, resource)
 
-    def item_error(self, runs: Mapping[int, RunRecord]) -> str | None:
-        """Return why the intervals of these runs leave out the error of the test items, None where they hold it."""
-        return self._items(runs).why if self.gains(runs) else self._no_gain(runs)
-
     def _no_gain(self, runs: Mapping[int, RunRecord]) -> str:
         if not runs:
             return "no run ended well"
@@ -274,7 +269,6 @@ def _arm(name: str, records: Sequence[RunRecord], table: Comparison, trials: dic
         cost_of_full=costs,
         quadrant={name: _quadrant(gain, against, cost, floor) for name, cost in costs.items()},
         floor=floor,
-        item_error=table.item_error(ok),
         trained_share=mean([trained_share_of(r) for r in ok.values()], "not told" if ok else "no run ended well"),
         trials=len(trial_ids),
         search_at_edge=any(r.search is not None and r.search.best_at_edge for r in ok.values()),

@@ -228,8 +228,7 @@ def test_items_widen_every_interval_of_a_gain_and_move_no_value() -> None:
         assert b.value == pytest.approx(a.value)
         assert b.low < a.low and b.high > a.high
     assert wide[PARTIAL].multiple_of_full["flops"].se > plain[PARTIAL].multiple_of_full["flops"].se  # type: ignore[operator]
-    assert wide[PARTIAL].item_error is None
-    assert plain[PARTIAL].item_error == "the predictions were not read"
+    assert wide[PARTIAL].gain.no_items is None
 
 
 def test_items_of_a_model_without_a_new_head_are_paired_with_those_of_its_base() -> None:
@@ -241,26 +240,23 @@ def test_items_of_a_model_without_a_new_head_are_paired_with_those_of_its_base()
         asked.append(when)
         return answered(record, when)
 
-    assert arms_of(records, predictions)["lora"].item_error is None
+    assert arms_of(records, predictions)["lora"].gain.no_items is None
     assert set(asked) == {"base", "final"}
 
 
 def test_without_its_predictions_an_interval_says_that_it_is_of_blocks_alone() -> None:
     evidence = make_evidence(*runs())
     arm = arms_of(runs(), evidence.predictions)[PARTIAL]
-    assert arm.item_error == "no predictions are stored"
+    assert arm.gain.no_items == "no predictions are stored"
     alone = arms_of(runs())[PARTIAL]
     for found, plain in ((arm.gain, alone.gain), (arm.retained_gain, alone.retained_gain)):
         assert found == replace(plain, no_items="no predictions are stored") and plain.no_items is None
     others: Callable[[RunRecord, str], Any] = lambda r, when: [  # noqa: E731
         row | {"id": f"{row['id']} {r.block}"} for row in make_predictions(50)
     ]
-    assert arms_of(runs(), others)[PARTIAL].item_error == "the runs were not scored on the same items"
+    assert arms_of(runs(), others)[PARTIAL].gain.no_items == "the runs were not scored on the same items"
     fewer: Callable[[RunRecord, str], Any] = lambda r, when: make_predictions(1, 1)  # noqa: E731
-    assert arms_of(runs(), fewer)[PARTIAL].item_error == "1 predictions are stored, of 100 items"
-    assert arms_of([*runs(), make_record(arm="lora", status="failed")], answered)["lora"].item_error == (
-        "no run ended well"
-    )
+    assert arms_of(runs(), fewer)[PARTIAL].gain.no_items == "1 predictions are stored, of 100 items"
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "nll", "bits_per_byte", "another"])
@@ -284,7 +280,7 @@ def test_garbage_for_predictions_is_a_reason_and_never_a_crash(metric: str, row:
     rows = [dict(row, **({"id": f"{i}"} if "id" in row else {})) for i in range(3)]
     (group,) = compare(records, lambda record, when: rows)
     for arm in group.arms:
-        assert arm.item_error is None or arm.item_error
+        assert arm.gain.no_items is None or arm.gain.no_items
         for estimate in (arm.gain, arm.against_full):
             assert estimate.low is None or math.isfinite(estimate.low)
     assert render_report(records)

@@ -34,7 +34,7 @@ def test_the_predictions_of_real_runs_give_their_intervals_the_error_of_the_item
     assert len(found.predictions(record, "final")) == len(found.predictions(record, "base")) == record.psi.items
     assert found.predictions(record, "final") != found.predictions(record, "base")
     (group,) = compare(found.records, found.predictions)
-    assert [arm.item_error for arm in group.arms] == [None] * 4
+    assert [arm.gain.no_items for arm in group.arms] == [None] * 4
 
 
 def test_one_run_is_a_folder_of_runs_and_its_own_files_are_no_documents(quickstart: Path) -> None:
