@@ -237,7 +237,7 @@ def test_a_trainer_script_is_measured_from_inside_and_from_outside(minilm2: Path
     assert all(0.3 < score <= 1 for score in final.values())
     # From outside, start-up and evaluation are in the bill; from inside, only training is.
     assert (by_arm["trainer script"].seconds["billed"] or 0) > (by_arm["trainer"].seconds["billed"] or 0)
-    text = cprbench("report", str(tmp_path / "runs")).stdout
+    text = cprbench("report", str(tmp_path / "runs"), "--format", "md").stdout
     assert "| trainer |" in text
     assert "| trainer script |" in text
 
