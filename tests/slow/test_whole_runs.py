@@ -180,10 +180,14 @@ def test_reading_verbs_work_where_torch_is_not_installed(
         done = subprocess.run([python, "-m", "cprbench", *words], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         assert done.stdout
-    there = [sys.executable, "-m", "cprbench", "report", str(runs_folder)]
-    here = [python, "-m", "cprbench", "report", str(runs_folder)]
-    texts = [subprocess.run(words, capture_output=True, cwd=ROOT).stdout for words in (there, here)]
-    assert texts[0] == texts[1]
+    trees = []
+    for name, interpreter in (("with", sys.executable), ("without", python)):
+        words = ["report", str(runs_folder), "--format", "html,md,latex,csv,json", "--out", str(tmp_path / name)]
+        done = subprocess.run([interpreter, "-m", "cprbench", *words], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        trees.append({str(path.relative_to(tmp_path / name)): path.read_bytes() for path in files})
+    assert trees[0] == trees[1] and len(trees[0]) > 15
 
 
 def test_a_gguf_is_converted_once_and_scores_like_the_model_it_holds() -> None:
