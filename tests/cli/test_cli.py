@@ -90,7 +90,7 @@ def test_a_mistyped_key_in_a_suite_file_is_named(tmp_path: Path) -> None:
     assert "unknown key 'blokcs'. Did you mean 'blocks'?" in message
 
 
-def test_report_and_status_read_real_records(minilm2: Path, run_arm: Arm, runs_folder: Path, tmp_path: Path) -> None:
+def test_report_and_status_read_real_records(minilm2: Path, run_arm: Arm, runs_folder: Path) -> None:
     for method in ("head", "full"):
         run_arm(minilm2, method)
     text = cprbench("report", str(runs_folder)).stdout
@@ -99,11 +99,6 @@ def test_report_and_status_read_real_records(minilm2: Path, run_arm: Arm, runs_f
     assert max(map(len, text.splitlines())) <= 80
     page = cprbench("report", str(runs_folder), "--format", "md").stdout
     assert "| full |" in page and "Not measured, and why" in page
-    written = cprbench("report", str(runs_folder), "--out", str(tmp_path / "pages"))
-    assert written.stdout.strip() == str(tmp_path / "pages" / "report.html")
-    cprbench("report", str(runs_folder), "--format", "md,csv", "--out", str(tmp_path / "pages"))
-    assert (tmp_path / "pages" / "report.md").read_text() == page
-    assert (tmp_path / "pages" / "runs.csv").read_text().startswith("run_id,")
     groups = json.loads(cprbench("report", str(runs_folder), "--json").stdout)["groups"]
     assert any(arm["arm"] == "full" for group in groups for arm in group["arms"])
     status = json.loads(cprbench("status", str(runs_folder), "--json").stdout)
@@ -124,6 +119,16 @@ def test_a_report_says_what_it_left_out_where_its_files_are_and_what_it_could_no
     assert "cannot write" in refused("report", str(runs), "--out", str(tmp_path / "file" / "pages"))
     assert "unknown claims 'nonsense'" in refused("report", str(runs), "--claims", "nonsense")
     assert "leave --format and --out away" in refused("report", str(runs), "--json", "--format", "md")
+
+
+def test_a_folder_alone_gets_the_page_and_a_format_on_stdout_is_its_file(tmp_path: Path) -> None:
+    store_run(tmp_path / "runs", make_record(arm="full", new_head_parameters=0))
+    pages = tmp_path / "pages"
+    written = cprbench("report", str(tmp_path / "runs"), "--out", str(pages))
+    assert written.stdout.strip().replace("\n", "") == str(pages / "report.html")
+    cprbench("report", str(tmp_path / "runs"), "--format", "md,csv", "--out", str(pages))
+    for format_, name in (("md", "report.md"), ("csv", "runs.csv")):
+        assert cprbench("report", str(tmp_path / "runs"), "--format", format_).stdout == (pages / name).read_text()
 
 
 def test_claims_that_are_asked_for_are_answered_on_the_terminal_too(tmp_path: Path) -> None:
