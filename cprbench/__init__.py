@@ -36,7 +36,7 @@ _HOME = {
     "load_suite": "cprbench.tasks",
     "load_task": "cprbench.tasks",
     "measure": "cprbench.runs.external",
-    "render_report": "cprbench.render.report.writing",
+    "render_report": "cprbench.render.formats.writing",
     "run": "cprbench.runs.runner",
 }
 

@@ -13,7 +13,7 @@ from cprbench.judge.claims import check, load_claims
 from cprbench.judge.cpr import compare
 from cprbench.judge.evidence import Evidence, gather
 from cprbench.judge.verdicts import exit_code
-from cprbench.render.report.writing import render_report
+from cprbench.render.formats.writing import render_report
 from cprbench.render.verdicts import text
 from cprbench.spec import RunRecord
 from tests.conftest import ROOT

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cprbench.judge.cpr import Group, compare
 from cprbench.judge.retention import Retention, retention
-from cprbench.render.report.writing import render_report
+from cprbench.render.formats.writing import render_report
 from cprbench.render.terminal import print_retention
 from cprbench.schema import parse
 from cprbench.spec import RunRecord

@@ -16,9 +16,9 @@ from cprbench.errors import SpecError, StoreError, did_you_mean
 if TYPE_CHECKING:
     from cprbench.judge.claims import Claim
     from cprbench.judge.evidence import Evidence
-    from cprbench.render.report.writing import Writing
+    from cprbench.render.formats.writing import Writing
 
-#: The names of render/report/writing.py's FORMATS, and the file that a format prints where there is no folder.
+#: The names of render/formats/writing.py's FORMATS, and the file that a format prints where there is no folder.
 FORMATS = {"html": None, "md": "report.md", "latex": None, "csv": "runs.csv", "json": "comparison.json"}
 _USUAL = "paper"
 _MOST_NAMED = 12  # files of a folder are named one by one
@@ -78,7 +78,7 @@ def _without_collecting() -> Iterator[None]:
 
 
 def _writing(found: Evidence, claims: str | None) -> Writing:
-    from cprbench.render.report.writing import Writing
+    from cprbench.render.formats.writing import Writing
 
     return Writing(found, _claims(claims))
 

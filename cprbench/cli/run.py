@@ -222,7 +222,7 @@ def _rates(searches: list[str]) -> dict[str, list[float]]:
 
 def _say_where(done: Any, out: Path) -> None:
     from cprbench.judge.evidence import gather
-    from cprbench.render.report.writing import render_report
+    from cprbench.render.formats.writing import render_report
 
     found = gather(out)
     report = out / "report.md"

@@ -11,8 +11,8 @@ from typing import Any
 
 from cprbench.errors import CprbenchError
 from cprbench.judge.cpr import Group, compare
+from cprbench.render.formats.tidy import reading_rows, run_rows
 from cprbench.render.numbers import number, percent, score, signed
-from cprbench.render.report.tidy import reading_rows, run_rows
 from cprbench.render.text import plain
 from cprbench.render.titles import titles_of
 from cprbench.runs import store

@@ -92,7 +92,7 @@ def show(console: Console, found: CrossInfluence, facts: Facts) -> None:
 
 def html(found: CrossInfluence, facts: Facts, title: str) -> str:
     """Return the page; the same bytes for the same numbers."""
-    from cprbench.render.report.html import render_html
+    from cprbench.render.formats.html import render_html
 
     rows, reasons = grid(found)
     lead = (

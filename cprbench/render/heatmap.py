@@ -132,7 +132,7 @@ def cost_of(made: Making | None) -> str:
 
 def html(blueprint: Blueprint) -> str:
     """Return the page of a blueprint; the same bytes for the same file."""
-    from cprbench.render.report.html import render_html
+    from cprbench.render.formats.html import render_html
 
     return render_html(Report(title_of(blueprint), (section(blueprint, "blueprint", "What the file says"),)))
 

@@ -9,7 +9,7 @@ import torch
 
 from cprbench.judge.evidence import gather
 from cprbench.render.document import Choice
-from cprbench.render.report.writing import FORMATS, Writing
+from cprbench.render.formats.writing import FORMATS, Writing
 from cprbench.spec import ArmSpec
 from tests.runs.test_budgets import ran
 

@@ -14,7 +14,7 @@ from cprbench.judge import statistics
 from cprbench.judge.cpr import ArmResult, compare, cost_ratio
 from cprbench.judge.groups import Predictions
 from cprbench.judge.statistics import TOO_FEW, ZERO_VARIANCE
-from cprbench.render.report.writing import render_report
+from cprbench.render.formats.writing import render_report
 from cprbench.spec import RunRecord
 from tests.records_factory import make_blocks, make_evidence, make_predictions, make_record
 

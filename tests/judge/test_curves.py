@@ -13,8 +13,8 @@ import pytest
 from cprbench.judge.cpr import Group, compare
 from cprbench.judge.curves import Curves, curve, curves
 from cprbench.judge.evidence import Evidence, gather
+from cprbench.render.formats.writing import render_report
 from cprbench.render.report import curve_tables as page
-from cprbench.render.report.writing import render_report
 from tests.conftest import ROOT
 from tests.records_factory import make_record, store_run
 

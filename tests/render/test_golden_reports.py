@@ -15,7 +15,7 @@ import pytest
 from cprbench.judge.claims import load_claims
 from cprbench.judge.evidence import Evidence, gather
 from cprbench.render.figures import saving
-from cprbench.render.report.writing import FORMATS, Writing
+from cprbench.render.formats.writing import FORMATS, Writing
 from tests.conftest import ROOT
 from tests.golden_files import is_golden, quickstart
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cprbench.judge.evidence import Evidence
-from cprbench.render.report.writing import FORMATS, Writing
+from cprbench.render.formats.writing import FORMATS, Writing
 from cprbench.spec import Environment, Reading
 from tests.records_factory import make_blocks, make_psi, make_record
 from tests.render.test_contents import FINALS, FLOPS

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cprbench.render.document import Cell, Choice, Drawing, Items, Prose, Report, Section, Table
-from cprbench.render.report.html import render_html
+from cprbench.render.formats.html import render_html
 from tests.render.test_heatmap import EVIL, Page
 
 if TYPE_CHECKING:

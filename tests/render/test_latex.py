@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cprbench.render.document import Cell, Choice, Drawing, Items, Prose, Report, Section, Table
-from cprbench.render.report.latex import _SHADES, PRINTED, files
-from cprbench.render.report.latex_text import figures, tex, widths
+from cprbench.render.formats.latex import _SHADES, PRINTED, files
+from cprbench.render.formats.latex_text import figures, tex, widths
 from tests.conftest import ROOT
 
 COMMAND = re.compile(

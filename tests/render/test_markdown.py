@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cprbench.judge.groups import Figure
+from cprbench.render.formats.writing import render_report
 from cprbench.render.numbers import number, percent, score, signed, times
-from cprbench.render.report.writing import render_report
 from cprbench.render.text import escape
 from cprbench.spec import Environment, Reading, RunRecord
 from tests.records_factory import CPU, GPU, make_psi, make_record, make_search

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from cprbench.judge.cpr import compare
-from cprbench.render.report.model_card import model_cards
+from cprbench.render.formats.model_card import model_cards
 from cprbench.spec import RunRecord
 from tests.golden_files import is_golden, quickstart
 from tests.records_factory import CPU, GPU, make_record

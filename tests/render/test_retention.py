@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cprbench.cli import app
 from cprbench.judge.cpr import compare
 from cprbench.judge.retention import retention
-from cprbench.render.report.writing import render_report
+from cprbench.render.formats.writing import render_report
 from cprbench.render.retention import COLUMNS, answer, short
 from cprbench.render.terminal import print_groups
 from cprbench.runs import store

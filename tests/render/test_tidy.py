@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cprbench.judge.evidence import Evidence
-from cprbench.render.report.tidy import csv_text, json_text, metrics_lines, reading_rows, run_rows
+from cprbench.render.formats.tidy import csv_text, json_text, metrics_lines, reading_rows, run_rows
 from cprbench.runs.store import load_runs
 from cprbench.spec import ExternalModel, ExternalSpec, ExternalTask, Reading, RunRecord
 from tests.golden_files import is_golden, quickstart

@@ -12,7 +12,7 @@ import pytest
 
 from cprbench.errors import SpecError, StoreError
 from cprbench.judge.cpr import compare
-from cprbench.render.report.writing import render_report
+from cprbench.render.formats.writing import render_report
 from cprbench.runs.external import measure, measure_command
 from cprbench.runs.runner import export
 from cprbench.runs.store import load_runs

@@ -12,7 +12,7 @@ from cprbench.adapt.checkpoints import resolve
 from cprbench.adapt.data import load_dataset, sample_by_label
 from cprbench.adapt.gradients import influence
 from cprbench.adapt.selection import scores
-from cprbench.render.report.writing import render_report
+from cprbench.render.formats.writing import render_report
 from cprbench.runs.runner import Options, run
 from cprbench.sessions.score_cache import CACHED, FOLDER, USED
 from cprbench.spec import ArmSpec, RunRecord, SuiteSpec

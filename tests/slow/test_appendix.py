@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cprbench.judge.evidence import Evidence, gather
+from cprbench.render.formats.latex import files
 from cprbench.render.report.contents import report_of
-from cprbench.render.report.latex import files
 from cprbench.spec import RunRecord
 from tests.conftest import ROOT
 from tests.records_factory import make_blocks, make_evidence, make_record

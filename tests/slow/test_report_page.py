@@ -17,8 +17,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from cprbench.judge.evidence import Evidence, gather
 from cprbench.render.document import Cell, Report, Section, Table
+from cprbench.render.formats.html import render_html
 from cprbench.render.report.contents import report_of
-from cprbench.render.report.html import render_html
 from tests.conftest import ROOT
 from tests.records_factory import make_blocks, make_evidence
 from tests.render.test_heatmap import EVIL

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from cprbench.render.document import Choice, Drawing, Items, Prose, Report, Section, Table
-from cprbench.render.report.latex_text import figures, padding, plain_decimals, tex, widths
+from cprbench.render.formats.latex_text import figures, padding, plain_decimals, tex, widths
 
 #: Tables that papers print, in the order of the appendix. A table that a group has more than once ends in -2, -3, …
 PRINTED = ("main", "k-sweep", "q-sweep", "k-by-q", "ledger", "claims", "hyper-parameters")

@@ -14,8 +14,8 @@ from cprbench.judge.curves import curves
 from cprbench.judge.evidence import Evidence
 from cprbench.judge.retention import retention
 from cprbench.render.document import Report
+from cprbench.render.formats.markdown import markdown
 from cprbench.render.report.contents import report_of
-from cprbench.render.report.markdown import markdown
 from cprbench.schema import canonical_json
 from cprbench.spec import RunRecord
 
@@ -82,33 +82,33 @@ def _infinite_as_word(part: Any) -> Any:
 
 
 def _html(of: Writing) -> dict[str, str | bytes]:
-    from cprbench.render.report.html import render_html
+    from cprbench.render.formats.html import render_html
 
     return {"report.html": render_html(of.report)}
 
 
 def _markdown(of: Writing) -> dict[str, str | bytes]:
-    from cprbench.render.report.model_card import model_cards
+    from cprbench.render.formats.model_card import model_cards
 
     cards = {f"model-cards/{stem}.md": text for stem, text in model_cards(of.groups).items()}
     return {"report.md": markdown(of.report), **cards}
 
 
 def _latex(of: Writing) -> dict[str, str | bytes]:
-    from cprbench.render.report.latex import files
+    from cprbench.render.formats.latex import files
 
     return {f"latex/{path}": content for path, content in files(of.report).items()}
 
 
 def _csv(of: Writing) -> dict[str, str | bytes]:
-    from cprbench.render.report.tidy import csv_text, reading_rows, run_rows
+    from cprbench.render.formats.tidy import csv_text, reading_rows, run_rows
 
     records = of.evidence.records
     return {"runs.csv": csv_text(run_rows(records)), "readings.csv": csv_text(reading_rows(records))}
 
 
 def _json(of: Writing) -> dict[str, str | bytes]:
-    from cprbench.render.report.tidy import json_text, metrics_lines, reading_rows, run_rows
+    from cprbench.render.formats.tidy import json_text, metrics_lines, reading_rows, run_rows
 
     records = of.evidence.records
     return {
