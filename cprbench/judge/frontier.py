@@ -40,7 +40,7 @@ class Front:
     off: dict[str, str]  # arms that cannot be on it, with the reason
     blocks: tuple[int, ...]  # that all arms but these have
     why: str | None = None
-    means: dict[str, tuple[float, float]] = field(default_factory=dict)  # (cost, psi) of its arms over `blocks`
+    points: dict[str, tuple[float, float]] = field(default_factory=dict)  # mean (cost, psi) of its arms over `blocks`
     resamples: int = RESAMPLES
     seed: int = SEED
 
@@ -130,15 +130,15 @@ def front(points: Mapping[str, Mapping[int, Point]], floors: Mapping[str, str | 
         return pareto({arm: (float(c), float(p)) for arm, (c, p) in zip(able, means, strict=True)})
 
     arms = on(table.mean(axis=1))
-    means = {arm: (float(c), float(p)) for arm, (c, p) in zip(able, table.mean(axis=1), strict=True) if arm in arms}
+    found = {arm: (float(c), float(p)) for arm, (c, p) in zip(able, table.mean(axis=1), strict=True) if arm in arms}
     if len(blocks) < LEAST_FOR_INTERVAL:
-        return Front(arms, {}, off, blocks, TOO_FEW, means)
+        return Front(arms, {}, off, blocks, TOO_FEW, found)
     generator = np.random.Generator(np.random.PCG64(SEED))
     drawn_on = dict.fromkeys(able, 0)
     for drawn in generator.integers(len(blocks), size=(RESAMPLES, len(blocks))):
         for arm in on(table[:, drawn].mean(axis=1)):
             drawn_on[arm] += 1
-    return Front(arms, {arm: count / RESAMPLES for arm, count in drawn_on.items()}, off, blocks, None, means)
+    return Front(arms, {arm: count / RESAMPLES for arm, count in drawn_on.items()}, off, blocks, None, found)
 
 
 def cost_to_target(curves: Mapping[int, Sequence[Point]], target: float) -> CostToTarget:

@@ -138,4 +138,4 @@ def test_an_arm_that_lacks_blocks_that_most_have_is_set_aside_and_the_rest_keep_
     found = front(arms, {})
     assert found.off == {"lucky": "no run in block 1, 2"}
     assert (found.arms, found.blocks) == (("full", "lora"), (0, 1, 2))
-    assert found.means == {"full": pytest.approx((4.0, 0.8)), "lora": pytest.approx((2.0, 0.7))}
+    assert found.points == {"full": pytest.approx((4.0, 0.8)), "lora": pytest.approx((2.0, 0.7))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -81,6 +82,13 @@ def test_every_latex_table_and_the_appendix_are_golden(
 
 def test_the_comparison_of_the_grid_is_golden(grid: Evidence) -> None:
     assert is_golden("grid/comparison.json", written(grid, "json")["comparison.json"].decode())
+
+
+def test_the_json_of_a_front_holds_the_points_that_it_is_drawn_through(grid: Evidence) -> None:
+    groups = json.loads(written(grid, "json")["comparison.json"])["groups"]
+    fronts = [group["curves"]["front"] for group in groups]
+    assert any(front["arms"] for front in fronts)
+    assert all(set(front["points"]) == set(front["arms"]) for front in fronts)
 
 
 def test_the_same_records_in_another_order_are_the_same_bytes(quick: Evidence) -> None:

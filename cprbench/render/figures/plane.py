@@ -75,7 +75,7 @@ def plane(group: Group, found: Curves) -> Drawing | None:
         if hollow:
             handles.append(mark(Look(SOFT, "o", "-"), "hollow: cannot be on it", hollow=True))
         if on:
-            steps = sorted((cost, sign * score) for cost, score in found.front.means.values())
+            steps = sorted((cost, sign * score) for cost, score in found.front.points.values())
             edge = max(_cost(a, resource) for a in arms)
             (line,) = axes.plot(
                 *zip(*steps, (edge, steps[-1][1]), strict=True),

@@ -226,24 +226,21 @@ def missing(records: Sequence[RunRecord]) -> tuple[Part, ...]:
             reasons[resource, why] += 1
     order = {resource: i for i, resource in enumerate(RESOURCES)}
     lines = [
-        f"{resource_title(resource)}: {why}{_of(runs, records)}"
+        f"{resource_title(resource)}: {why}" + (f" ({of})" if (of := _of(runs, records)) else "")
         for (resource, why), runs in sorted(reasons.items(), key=lambda item: (order[item[0][0]], item[0][1]))
     ]
     modelled = [r for record in records for r in record.readings if r.phase == "billed" and r.source == "modelled"]
     for quantity in sorted({r.quantity for r in modelled if r.value is not None and r.quantity != "co2_kg"}):
         values = [r.value for r in modelled if r.quantity == quantity and r.value is not None]
         mean = number(Figure(sum(values) / len(values)))
-        estimate = f"an estimate (modelled{_of(len(values), records, ', ')}) and enters no comparison"
-        lines.append(f"{quantity}: {mean} a run on average is {estimate}")
+        of = ", ".join(["modelled", *filter(None, [_of(len(values), records)])])
+        lines.append(f"{quantity}: {mean} a run on average is an estimate ({of}) and enters no comparison")
     return (Items("Not measured, and why", tuple(lines)),) if lines else ()
 
 
-def _of(runs: int, records: Sequence[RunRecord], mark: str = " ") -> str:
-    """Return of how many runs something is said, where it is not said of all."""
-    if runs >= len(records):
-        return ""
-    told = f"{runs} of {len(records)} runs"
-    return f"{mark}{told}" if mark != " " else f" ({told})"
+def _of(runs: int, records: Sequence[RunRecord]) -> str:
+    """Return of how many runs something is said, "" where it is said of all."""
+    return f"{runs} of {len(records)} runs" if runs < len(records) else ""
 
 
 def failures(group: Group) -> tuple[Part, ...]:
