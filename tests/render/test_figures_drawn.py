@@ -24,6 +24,7 @@ from cprbench.render.figures import plane, running
 from cprbench.render.figures import sweeps as sweep_figure
 from cprbench.render.figures.saving import pdf, svg
 from cprbench.render.figures.style import method_looks
+from cprbench.render.report.sweep_tables import fit
 from cprbench.spec import PHASES, RunRecord
 from tests.records_factory import make_blocks, make_evidence, make_record, store_run
 from tests.render.test_figures import HOSTILE, texts
@@ -368,3 +369,16 @@ def test_every_figure_survives_the_names_that_strangers_give(tmp_path: Path) -> 
         assert drawing is not None
         assert svg(drawing).startswith("<svg") and pdf(drawing).startswith(b"%PDF")
         assert "<script>" not in svg(drawing)
+
+
+def test_a_fit_says_how_well_it_fits_and_of_which_blocks_it_is_where_arms_have_more() -> None:
+    records = [
+        make_record(arm=f"partial k={k}", block=b, final=0.5 + g + b / 100, spec={"settings": {"k": k}}, k_reached=k)
+        for k, g in ((0.01, 0.1), (0.1, 0.2), (0.5, 0.3))
+        for b in range(3)
+        if (k, b) != (0.5, 2)
+    ]
+    (sweep,) = sweeps(group_of([*records, *make_blocks({"head": (0.5,) * 3, "full": (0.9, 0.91, 0.93)})]))
+    said = sweep_figure.how_well(sweep)
+    assert "R² " in said and said.endswith(", fitted to the 2 blocks that all of them have")
+    assert said in sweep_figure.shares(sweep, "k-sweep-1").text and said in fit(sweep)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cprbench.judge.statistics import Estimate
-from cprbench.judge.sweeps import Sweep
+from cprbench.judge.sweeps import LEAST_SHARES, Sweep
 from cprbench.render.document import Drawing
 from cprbench.render.figures.style import SOFT, WIDE, arm_looks, legend, listed, mark, mean_mark, scale
 from cprbench.render.numbers import percent, score, with_interval
@@ -70,13 +70,17 @@ def _told(sweep: Sweep, fit: str, *, curve: bool) -> str:
     if sweep.fit_why:
         words.append(f"No fit: {sweep.fit_why}.")
     else:
-        words.append(f"Fit: {fit}, over {len(sweep.fit.shares)} arms{_how_well(sweep)}.")
+        words.append(f"Fit: {fit}, over {len(sweep.fit.shares)} arms{how_well(sweep)}.")
         words += [] if curve else ["It is not drawn, for full's gain is not above zero."]
     return " ".join(words)
 
 
-def _how_well(sweep: Sweep) -> str:
-    if len(set(sweep.fit.shares)) < 3:
-        return "; two shares, so any curve fits"
-    r_squared = sweep.fit.r_squared
-    return "" if r_squared is None else f", R² {score(Estimate(r_squared))} of logarithms"
+def how_well(sweep: Sweep) -> str:
+    """Return how well the fit goes through its points, and of which blocks it is where arms have more."""
+    slope, r_squared = sweep.fit.slope, sweep.fit.r_squared
+    if len(set(sweep.fit.shares)) < LEAST_SHARES:
+        told = "; any power goes through two shares"
+    else:
+        told = "" if r_squared is None else f", R² {score(Estimate(r_squared))} of logarithms"
+    fewer = slope.n < max(len(point.kept_by_block) for point in sweep.points)
+    return told + (f", fitted to the {slope.n} block{'s' * (slope.n != 1)} that all of them have" if fewer else "")

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from cprbench.judge.cpr import Group
 from cprbench.judge.groups import Figure
 from cprbench.judge.retention import PREDICTIONS, Row, retention
-from cprbench.judge.sweeps import LEAST_SHARES, Grid, Sweep
+from cprbench.judge.sweeps import Grid, Sweep
 from cprbench.render import retention as page
 from cprbench.render.document import Cell, Items, Part, Prose, Table
+from cprbench.render.figures.sweeps import how_well
 from cprbench.render.heatmap import scale
 from cprbench.render.numbers import number, percent, score, with_interval
 from cprbench.render.report.comparison import cell, count, interval
@@ -55,12 +56,7 @@ def fit(sweep: Sweep) -> str:
     slope = sweep.fit.slope
     if slope.value is None:
         return f"no fit of gain = c {sweep.share}^{exponent}: {sweep.fit_why or slope.why}"
-    told = "" if sweep.fit.r_squared is None else f", R² {score(Figure(sweep.fit.r_squared))}"
-    if len(set(sweep.fit.shares)) < LEAST_SHARES:
-        told = ": any power goes through two shares"
-    fewer = slope.n < max(len(point.kept_by_block) for point in sweep.points)
-    of = f", fitted to the {slope.n} block{'s' * (slope.n != 1)} that all of them have" if fewer else ""
-    return f"gain = c {sweep.share}^{exponent} with {exponent} = {with_interval(score, slope)}{told}{of}"
+    return f"gain = c {sweep.share}^{exponent} with {exponent} = {with_interval(score, slope)}{how_well(sweep)}"
 
 
 def grid_table(grid: Grid, name: str) -> Table:
