@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from cprbench.integrations.notebook import load_runs
+from cprbench.judge.cpr import compare
 from cprbench.judge.evidence import Evidence
 from cprbench.render.formats.writing import FORMATS, Writing
+from cprbench.render.terminal import print_groups
 from cprbench.spec import Environment, Reading
-from tests.records_factory import make_blocks, make_psi, make_record
+from tests.records_factory import make_blocks, make_psi, make_record, store_run
 from tests.render.test_contents import FINALS, FLOPS
 
 HOSTILE = '\x1b[2J</script><img src=x onerror=alert(1)>\\input{/etc/passwd}$|=HYPERLINK("x")\u202e漢🙂\nnext'
@@ -44,3 +49,18 @@ def test_no_text_of_a_stranger_stops_a_format_or_reaches_a_terminal(format_: str
         assert not Path(path).is_absolute() and ".." not in Path(path).parts
         if not path.endswith(".pdf"):
             assert b"\x1b" not in content, path
+
+
+def test_a_terminal_and_a_notebook_show_what_they_would_obey_or_hide(tmp_path: Path) -> None:
+    records = [
+        *make_blocks(FINALS, FLOPS),
+        make_record(arm=HOSTILE, method="lora"),
+        make_record(spec={"task": HOSTILE}),
+    ]
+    told = io.StringIO()
+    print_groups(Console(file=told, width=80), compare(records))
+    for record in records:
+        store_run(tmp_path, record)
+    for shown in (told.getvalue(), load_runs(tmp_path)._repr_html_()):
+        assert "\x1b" not in shown and "\u202e" not in shown
+        assert "\\x1b" in shown
