@@ -29,9 +29,6 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Label = Annotated[str, Field(pattern=r"\S", max_length=200)]
 
 
-# --- tasks ------------------------------------------------------------------------------------------
-
-
 class TrainingSpec(Frozen):
     """The recipe that all methods of a comparison share (DESIGN rule 4)."""
 
@@ -103,9 +100,6 @@ def _rising(shares: tuple[float, ...]) -> tuple[float, ...]:
 Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_rising)]
 
 
-# --- suites -----------------------------------------------------------------------------------------
-
-
 class ArmSpec(Frozen):
     """A method with settings and a selection; list-valued settings make one arm per combination."""
 
@@ -131,6 +125,15 @@ class Limits(Frozen):
     eval_items: Annotated[int, Field(ge=1)] | None = None
 
 
+class Ranking(Frozen):
+    """What a submission holds before its rows of a suite rank (docs/submissions.md)."""
+
+    blocks: Annotated[int, Field(ge=1)] = 3
+    #: Arms of the same weights, task and hardware class in the same submission; those with a k at the row's own k.
+    controls: list[str] = ["full", "random-submodules"]
+    optional_models: list[str] = []  # beside the suite's own, which are not optional
+
+
 class SuiteSpec(Frozen):
     """What one `cprbench run` covers: tasks x models x arms x blocks."""
 
@@ -141,6 +144,7 @@ class SuiteSpec(Frozen):
     blocks: Annotated[int, Field(ge=1)] = 3
     limits: Limits = Limits()
     training: dict[str, Scalar] = {}
+    ranking: Ranking | None = None  # None: its rows are shown and never rank
     arm: Annotated[list[ArmSpec], Field(min_length=1)]
 
 
@@ -160,7 +164,7 @@ class ModelRef(Frozen):
 
     source: str
     label: str
-    revision: str | None
+    revision: str | None = None
     weights_sha256: Sha256
     parameters: Count  # N: all parameters of the loaded model, a new task head excluded
     kind: Literal["encoder", "causal"]

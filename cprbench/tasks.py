@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from cprbench.errors import SpecError, did_you_mean
-from cprbench.schema import parse
-from cprbench.spec import SuiteSpec, TaskSpec, TrainingSpec
+from cprbench.schema import Frozen, parse
+from cprbench.spec import ModelRef, SuiteSpec, TaskSpec, TrainingSpec
+
+#: Beside the task files: the models that suites name.
+MODELS = "models.toml"
+
+
+class PinnedModels(Frozen):
+    """tasks/models.toml: what is known of the models that suites name."""
+
+    model: list[ModelRef]
 
 
 def tasks_folder() -> Path:
@@ -34,7 +43,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def known_tasks() -> list[str]:
     """Return the names of all task files, sorted."""
-    return sorted(path.stem for path in tasks_folder().glob("*.toml"))
+    return sorted(path.stem for path in tasks_folder().glob("*.toml") if path.name != MODELS)
 
 
 def known_suites() -> list[str]:
@@ -67,6 +76,12 @@ def load_suite(name_or_path: str) -> SuiteSpec:
     suite = parse(SuiteSpec, read_toml(path), str(path))
     parse(TrainingSpec, suite.training, f"{path} [training]")
     return suite
+
+
+def pinned_models() -> dict[str, ModelRef]:
+    """Return the models that suites name, by the hash of their weights."""
+    path = tasks_folder() / MODELS
+    return {model.weights_sha256: model for model in parse(PinnedModels, read_toml(path), str(path)).model}
 
 
 def is_suite(path: Path) -> bool:
