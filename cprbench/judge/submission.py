@@ -107,6 +107,7 @@ class RunLine(Frozen):
     packages: dict[str, str] = {}
     commit: str | None = None
     dirty: bool | None = None
+    trace_sha256: str = ""  # of its raw samples: two runs never have the same
 
 
 class Row(Frozen):

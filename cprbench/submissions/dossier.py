@@ -37,6 +37,9 @@ class Dossier:
     task: TaskSpec | None  # of the task's name and version, None where this installation has none
     dataset: Dataset | str
     siblings: Mapping[str, Dossier] = field(default_factory=dict, repr=False)  # all runs of the submission, by id
+    #: Those of the same task, weights, seed, recipe and hardware, itself among them, in order of id.
+    mates: Sequence[Dossier] = field(default=(), repr=False)
+    division: str = "closed"
 
     def rows(self, name: str) -> Rows:
         """Return the rows of a .jsonl file, () where there is none."""
