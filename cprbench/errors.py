@@ -8,6 +8,7 @@
     ├── TrainingError training went wrong (a loss that is not a number, no examples)
     ├── MeterError    this machine cannot be metered as asked
     ├── StoreError    records cannot be read or written
+    ├── SubmissionError  a submission holds what no submission holds
     └── OfflineError  something would have to be fetched, and --offline forbids it
 
 The command line prints the message of these and exits 1; anything else is a bug and shows its stack.
@@ -50,6 +51,10 @@ class MeterError(CprbenchError):
 
 class StoreError(CprbenchError):
     """Records cannot be read or written."""
+
+
+class SubmissionError(CprbenchError):
+    """A submission holds what no submission holds, or cannot be read."""
 
 
 class OfflineError(CprbenchError):

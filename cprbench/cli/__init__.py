@@ -10,7 +10,21 @@ import sys
 
 import typer
 
-from cprbench.cli import blueprint, check, data, doctor, export, lists, measure, plan, report, run, status, stop_rule
+from cprbench.cli import (
+    blueprint,
+    check,
+    data,
+    doctor,
+    export,
+    lists,
+    measure,
+    plan,
+    report,
+    run,
+    status,
+    stop_rule,
+    submit,
+)
 from cprbench.errors import CprbenchError
 
 app = typer.Typer(
@@ -27,6 +41,8 @@ app.command("measure", context_settings={"allow_interspersed_args": False})(meas
 app.command("doctor")(doctor.doctor)
 app.command("report")(report.report)
 app.command("check")(check.check)
+app.command("pack")(submit.pack)
+app.command("validate")(submit.validate)
 app.command("status")(status.status)
 app.command("list")(lists.list_known)
 app.command("export")(export.export)

@@ -118,9 +118,6 @@ class Flops:
         return Flops(self.total + other.total, self.padding + other.padding)
 
 
-# --- architectures ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Family:
     """How model types of one build name their sizes, and the linears inside a layer in execution order."""
@@ -256,33 +253,38 @@ def plan_of(config: Mapping[str, Any], kind: Kind, labels: int | None) -> _Plan:
 _NORM = re.compile(r"(?<!\bq_)(?<!\bk_)norm\.(weight|bias)$|\bln_\w\.(weight|bias)$", re.IGNORECASE)
 
 
-# --- the count --------------------------------------------------------------------------------------
-
-
 def pass_flops(config: Mapping[str, Any], kind: Kind, labels: int | None, trained: Trained, p: Pass) -> Flops:
-    """Return the FLOPs of one line of work.jsonl, its `times` included.
-
-    `config` is the model's config as a dict, or its `sizes`; `labels` the outputs of an encoder's classifier.
-    Raises ModelError for an architecture that cannot be counted, and SpecError for cells or linears that the
-    model does not have and for a backward pass in which nothing has gradients.
-    """
-    return count(config, kind, labels, trained, [p])[p.phase, p.attempt]
+    """Return the FLOPs of one line of work.jsonl. Raises what `each` raises."""
+    return next(each(config, kind, labels, trained, [p]))
 
 
 def count(
     config: Mapping[str, Any], kind: Kind, labels: int | None, trained: Trained, passes: Iterable[Pass]
 ) -> dict[tuple[str, int], Flops]:
-    """Return the FLOPs of all passes by (phase, attempt). Raises what `pass_flops` raises."""
+    """Return the FLOPs of all passes by (phase, attempt). Raises what `each` raises."""
+    passes, found = list(passes), dict[tuple[str, int], Flops]()
+    for p, done in zip(passes, each(config, kind, labels, trained, passes), strict=True):
+        found[p.phase, p.attempt] = found.get((p.phase, p.attempt), Flops()) + done
+    return found
+
+
+def each(
+    config: Mapping[str, Any], kind: Kind, labels: int | None, trained: Trained, passes: Iterable[Pass]
+) -> Iterator[Flops]:
+    """Yield the FLOPs of every line of work.jsonl, its `times` included.
+
+    `config` is the model's config as a dict, or its `sizes`; `labels` the outputs of an encoder's classifier.
+    Raises ModelError for an architecture that cannot be counted, and SpecError for cells or linears that the
+    model does not have and for a backward pass in which nothing has gradients.
+    """
     plan = plan_of(config, kind, labels)
     _check(plan, trained)
     rates: dict[tuple[Any, ...], _Rates] = {}
-    found: dict[tuple[str, int], Flops] = {}
     for p in passes:
         key = (p.trains, p.backward, p.first_layer, p.last_layer, p.recompute)
         if key not in rates:
             rates[key] = _rates(plan, trained, p)
-        found[p.phase, p.attempt] = found.get((p.phase, p.attempt), Flops()) + rates[key].of(p)
-    return found
+        yield rates[key].of(p)
 
 
 def _check(plan: _Plan, trained: Trained) -> None:

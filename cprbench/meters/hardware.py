@@ -83,7 +83,8 @@ def machine_facts() -> dict[str, Any]:
     """Return what a reader may want to know about the machine."""
     facts = cpu_facts()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": facts.get("model name", "unknown"), "memory_bytes": memory, "system": platform.system()}
+    told = {"cpu": facts.get("model name", "unknown"), "memory_bytes": memory, "system": platform.system()}
+    return told | {"cores": bound_cores()}
 
 
 def python_version() -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -80,17 +80,20 @@ class Trace:
         missing: dict[str, str] = {}
         for number, line in enumerate(lines, start=1):
             try:
-                data = json.loads(line, parse_constant=_refuse)
-                if "missing" in data:
-                    missing |= data["missing"]
-                else:
-                    edge, phase = data.get("edge"), data.get("phase")
-                    values = {str(k): float(v) for k, v in data["values"].items()}
-                    samples.append(Sample(float(data["t"]), values, phase, edge, data.get("attempt", 1)))
+                _take(json.loads(line, parse_constant=_refuse), samples, missing)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 if number == len(lines):
                     break  # written while the process was killed
                 raise StoreError(f"{where}: line {number} is not a sample ({error}).") from None
+        return cls(samples, missing)
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]]) -> Trace:
+        """Return the trace in decoded lines. Raises ValueError, KeyError, TypeError or AttributeError for others."""
+        samples: list[Sample] = []
+        missing: dict[str, str] = {}
+        for row in rows:
+            _take(row, samples, missing)
         return cls(samples, missing)
 
     def as_attempt(self, attempt: int) -> Trace:
@@ -136,15 +139,7 @@ class Trace:
 
         Values between samples are linear; before the first and after the last sample they are held.
         """
-        series = self.series(quantity)
-        if len(series) < 2:
-            return None
-        total, used = 0.0, 0
-        for window in windows:
-            inside = [point for point in series if window.start.t <= point[0] <= window.end.t]
-            used += len(inside)
-            total += trapezoid([_at(series, window.start.t), *inside, _at(series, window.end.t)])
-        return total, used
+        return integral(self.series(quantity), windows)
 
     def peak(self, quantity: str, windows: Iterable[Window]) -> float | None:
         """Return the largest sample of a quantity inside the windows, edges included; None without any."""
@@ -155,6 +150,29 @@ class Trace:
 def trapezoid(points: Sequence[Point]) -> float:
     """Return the integral over time of points, linear in between (value x seconds)."""
     return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points))
+
+
+def integral(series: Sequence[Point], windows: Iterable[Window]) -> tuple[float, int] | None:
+    """Return the integral of a series, in order of time, over windows, and the samples used (see Trace.integral)."""
+    if len(series) < 2:
+        return None
+    total, used = 0.0, 0
+    for window in windows:
+        low = bisect_left(series, window.start.t, key=time_of)
+        inside = series[low : bisect_right(series, window.end.t, key=time_of)]
+        used += len(inside)
+        total += trapezoid([_at(series, window.start.t), *inside, _at(series, window.end.t)])
+    return total, used
+
+
+def _take(data: Mapping[str, Any], samples: list[Sample], missing: dict[str, str]) -> None:
+    """Add a decoded line to what it belongs to."""
+    if "missing" in data:
+        missing |= data["missing"]
+    else:
+        edge, phase = data.get("edge"), data.get("phase")
+        values = {str(k): float(v) for k, v in data["values"].items()}
+        samples.append(Sample(float(data["t"]), values, phase, edge, data.get("attempt", 1)))
 
 
 def _at(series: Sequence[Point], t: float) -> Point:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from cprbench.adapt.methods import Method, build_method, named
 from cprbench.adapt.selection import Selection, build_selection, selection_label
 from cprbench.adapt.selection.ranking import parse_band
-from cprbench.adapt.settings import label, settings_of
+from cprbench.adapt.settings import PIN, label, settings_of
 from cprbench.adapt.stopping import StopRule
 from cprbench.endings import BudgetSpec, StopSpec
 from cprbench.errors import SpecError, did_you_mean
-from cprbench.spec import ArmSpec, Scalar
+from cprbench.spec import ArmSpec, Choice, RunSpec, Scalar
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,22 @@ def arms_of(specs: Sequence[ArmSpec]) -> list[Arm]:
             hint = did_you_mean(arm.follows, free) if free else "None does: list it without a budget."
             raise SpecError(f"arm {arm.label!r}: no arm {arm.follows!r} that ends by itself. {hint}")
     return list((arms | {name: arm for name, arm in baselines.items() if name not in arms}).values())
+
+
+def arm_of(spec: RunSpec, files: Mapping[str, Mapping[str, str]] | None = None) -> Arm:
+    """Return the arm that a stored spec is a run of. `files`: method | selection -> setting -> where its file is here.
+
+    Raises CprbenchError where there is no such arm.
+    """
+
+    def given(choice: Choice, room: str) -> dict[str, Scalar]:
+        here = (files or {}).get(room, {})
+        return {key: here.get(key, value) for key, value in choice.settings.items() if not key.endswith(PIN)}
+
+    method = build_method(spec.method.name, given(spec.method, "method"))
+    selection = build_selection(spec.selection.name, given(spec.selection, "selection"))
+    follows = getattr(selection, "flops_of", None) or None if spec.budget is None else spec.budget.of
+    return Arm(method, selection, follows, spec.stop, spec.budget, tuple(spec.snapshots))
 
 
 def single(specs: Sequence[ArmSpec]) -> list[ArmSpec]:

@@ -177,16 +177,7 @@ def _planned(
     own = {key: value for key, value in settings.items() if key in ("max_examples", "eval_items")}
     limits = suite.limits.model_dump(exclude_none=True)
     recipe = training_for(found.task, {**limits, **suite.training, **settings}, "--set")
-    _check_examples(found, recipe)
-    _check_recipe(found, recipe)
-    try:
-        target = replace(found.target, probe=Probe(recipe.select_batch_size, recipe.select_warmup_steps))
-        arm.method.check(target)
-        arm.selection.check(arm.method, target)
-        _check_steps(found, arm, recipe)
-        _check_bill(found, arm)
-    except (MethodError, TrainingError) as error:
-        raise type(error)(f"{arm.label}: {error}") from None
+    check_arm(found, arm, recipe)
     rate_from: Literal["given", "searched", "declared"] = "given"
     follows = arm.follows if arm.budget is None else None
     if follows is not None and follows.partition(" ")[0] == arm.method.name:  # only its data differ
@@ -232,6 +223,20 @@ def _planned(
         files={"method": method_files, "selection": selection_files},
         follows=arm.follows,
     )
+
+
+def check_arm(found: Inspected, arm: Arm, recipe: TrainingSpec) -> None:
+    """Raise SpecError, MethodError or TrainingError where an arm cannot run here by that recipe."""
+    _check_examples(found, recipe)
+    _check_recipe(found, recipe)
+    try:
+        target = replace(found.target, probe=Probe(recipe.select_batch_size, recipe.select_warmup_steps))
+        arm.method.check(target)
+        arm.selection.check(arm.method, target)
+        _check_steps(found, arm, recipe)
+        _check_bill(found, arm)
+    except (MethodError, TrainingError) as error:
+        raise type(error)(f"{arm.label}: {error}") from None
 
 
 def _check_steps(found: Inspected, arm: Arm, recipe: TrainingSpec) -> None:

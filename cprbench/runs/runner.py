@@ -96,7 +96,7 @@ def run(
         arms = [arm for arm in arms if arm.method.name != "head"]
     # Every refusal comes before the first run.
     must_meter(planner.plan(suite, inspected, arms, settings=settings), options)
-    launcher = _Launcher(shelf, options, observe)
+    launcher = Launcher(shelf, options, observe)
     searched: dict[tuple[str, str, str], Search] = {}
     rates: dict[tuple[str, str, str], float] = {}
     trials: list[RunRecord] = []
@@ -182,7 +182,7 @@ def _is_offline(task: TaskSpec, model: str, options: Options) -> bool:
     return options.offline or not (on_hub or any(isinstance(s, HubSource) for s in task.source))
 
 
-class _Launcher:
+class Launcher:
     """Runs planned runs one after another on this machine."""
 
     def __init__(self, shelf: store.Store, options: Options, observe: Observer) -> None:

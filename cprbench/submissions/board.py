@@ -147,11 +147,14 @@ class _Board:
         return "consistent" if ours and "unverified" not in levels else "self-reported"
 
     def _suite(self, group: Group, arm: str, record: RunRecord) -> SuiteSpec | None:
-        """Return the ranking suite that asked for these runs, whatever name they were started under."""
+        """Return the ranking suite that asked for these runs: a stored run serves every suite that asks for it."""
         open_ = self._spec.division == "open"
+        named = {run.suite for run in group.records}
         for suite in suites().values():
             task = self._dossiers[record.run_id].task
-            if suite.ranking is None or task is None or not _of_suite(record, suite, task, any_recipe=open_):
+            if suite.ranking is None or task is None or not (open_ or suite.name in named):
+                continue
+            if not _of_suite(record, suite, task, any_recipe=open_):
                 continue
             if open_ or arm in arms_in(str(suite.name)):
                 return suite

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from cprbench.adapt.settings import PIN
 from cprbench.errors import StoreError, SubmissionError
 from cprbench.judge.submission import RUNS_FOLDER, SUBMISSION_FILE, SubmissionSpec
 from cprbench.runs.store import HISTORY, MANIFEST, PREDICTIONS, RECORD, SAMPLES, Run, load_runs
@@ -52,8 +53,10 @@ def pack(
     try:
         for run in found.runs:
             _copy(run, folder / RUNS_FOLDER / run.folder.name)
-        for blueprint in sorted(runs.glob("*.json")) if runs.is_dir() and not (runs / MANIFEST).exists() else []:
-            shutil.copyfile(blueprint, folder / RUNS_FOLDER / blueprint.name)
+        pinned = {value for run in found.runs for key, value in run.record.spec.method.settings.items() if PIN in key}
+        for beside in sorted(runs.glob("*.json")):
+            if hashlib.sha256(beside.read_bytes()).hexdigest() in pinned:  # a blueprint that a run was guided by
+                shutil.copyfile(beside, folder / RUNS_FOLDER / beside.name)
         (folder / SUBMISSION_FILE).write_text(_toml(said), encoding="utf-8")
         open_bundle(folder)
         if out.suffix == ".zip":

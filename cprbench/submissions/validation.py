@@ -40,6 +40,7 @@ _UNREADABLE = Rule(
 _MANIFEST = Rule(
     "B2", "every file is the one that its manifest names", "Pack the runs again with `cprbench pack`", lambda run: ()
 )
+BUNDLE_RULES = (_UNREADABLE, _MANIFEST)
 
 
 def validate(path: Path, *, data: Path | None = None, offline: bool = False, tasks: Tasks | None = None) -> Entry:

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cprbench.adapt.gradients.pairs import block_of
+from cprbench.adapt.gradients.pairs import direct_cost as direct_cost
+from cprbench.adapt.gradients.pairs import pair_cost as pair_cost
+
 #: Scalars that the direct form may hold at once: one example on a CPU, a few on a GPU, never a batch of large layers.
 _BUFFER = 2**22
 
@@ -19,22 +23,6 @@ _BUFFER = 2**22
 def wide(x: Tensor) -> Tensor:
     """Return x in float32 at least: sums over pairs cancel, which bfloat16 does not survive."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def block_of(length: int) -> int:
-    """Return the positions per block of the triangle: small enough to skip nearly half, large enough to be fast."""
-    return 16 if length <= 64 else 32
-
-
-def pair_cost(length: int, inputs: int, outputs: int) -> int:
-    """Return the multiplications per example of the form over pairs of positions."""
-    blocks = -(-length // block_of(length))
-    return length * length * (blocks + 1) * (inputs + outputs) // (2 * blocks)
-
-
-def direct_cost(length: int, inputs: int, outputs: int) -> int:
-    """Return the multiplications per example of the form that sums the products."""
-    return length * inputs * outputs
 
 
 def gram(x: Tensor) -> list[Tensor]:

@@ -47,7 +47,7 @@ class Peft:
     @property
     def opaque(self) -> str | None:
         """Why neither FLOPs nor gradients of examples can be told of these adapters; None for plain LoRA."""
-        return _opaque(self._read())
+        return opaque_in(self._read())
 
     def check(self, target: Target) -> None:
         """Refuse a file that is no peft config, tuners that cannot be honest here, and targets that match nothing."""
@@ -81,7 +81,7 @@ class Peft:
         if not cells:
             raise MethodError(f"{Path(self.config).name}: no submodule of the model holds anything that trains.")
         ranks, outside = lora_ranks(loaded, linears)
-        uncounted = _opaque(config)
+        uncounted = opaque_in(config)
         if uncounted is None and outside:
             uncounted = f"an adapter on {outside[0]}, which is no linear of a layer, has no FLOP count"
         return Prepared(
@@ -126,7 +126,8 @@ def _joined(excluded: str | Sequence[str] | None, modules: Sequence[str]) -> str
     return [*(excluded or ()), *modules]
 
 
-def _opaque(config: Mapping[str, Any]) -> str | None:
+def opaque_in(config: Mapping[str, Any]) -> str | None:
+    """Return why the FLOPs of a config's adapters are not counted; None for plain LoRA."""
     kind = config["peft_type"]
     if kind != "LORA":
         return f"adapters of type {kind} have no FLOP count"

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from cprbench.adapt.methods import METHODS, build_method
-from cprbench.adapt.selection import build_selection
+from cprbench.adapt.methods import METHODS
 from cprbench.adapt.settings import PIN, settings_of
 from cprbench.errors import CprbenchError
-from cprbench.runs.arms import Arm
+from cprbench.runs.arms import arm_of
 from cprbench.runs.planner import run_id
-from cprbench.spec import RunSpec, block_seed
+from cprbench.spec import block_seed
 from cprbench.submissions.dossier import Dossier, Flaw, Rule
 from cprbench.submissions.known import models, suites
 from cprbench.tasks import training_for
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_CONFIG = re.compile(r"\bconfig=\S+")
 _VERSION = re.compile(r"[0-9]+(\.[0-9A-Za-z]+)+(\+[0-9A-Za-z.]+)?")
 #: Packages that every run of ours has used.
 _USED = ("cprbench", "numpy", "safetensors", "tokenizers", "torch", "transformers")
@@ -87,22 +87,14 @@ def _own_arm(run: Dossier) -> Iterator[Flaw]:
         stored = {key: value for key, value in choice.settings.items() if not key.endswith(PIN)}
         if stored != settings_of(made):
             yield Flaw("record.json", f"the settings of {choice.name} are not all that it has, with their values")
-    if record.arm != arm.label:
+    said, found = record.arm, arm.label
+    if "adapter_config.json" in spec.method.settings.values():  # all are called alike: an arm names its folder
+        said, found = (_CONFIG.sub("config=", label) for label in (said, found))
+    if said != found:
         yield Flaw("record.json", f"arm is {record.arm!r}, its settings make {arm.label!r}")
     pinned = spec.method.settings.get(f"blueprint{PIN}")
     if record.blueprint != pinned:
         yield Flaw("record.json", f"blueprint is {record.blueprint}, the method's settings name {pinned}")
-
-
-def arm_of(spec: RunSpec) -> Arm:
-    """Return the arm that a stored spec is a run of. Raises CprbenchError where there is no such arm."""
-    made = [
-        build(choice.name, {key: value for key, value in choice.settings.items() if not key.endswith(PIN)})
-        for build, choice in ((build_method, spec.method), (build_selection, spec.selection))
-    ]
-    budget = spec.budget
-    follows = None if budget is None else budget.of
-    return Arm(made[0], made[1], follows=follows, stop=spec.stop, budget=budget, snapshots=tuple(spec.snapshots))
 
 
 def _own_suite(run: Dossier) -> Iterator[Flaw]:
