@@ -16,10 +16,12 @@ from cprbench.cli import (
     data,
     doctor,
     export,
+    leaderboard,
     lists,
     measure,
     plan,
     report,
+    reproduce,
     run,
     status,
     stop_rule,
@@ -43,11 +45,13 @@ app.command("report")(report.report)
 app.command("check")(check.check)
 app.command("pack")(submit.pack)
 app.command("validate")(submit.validate)
+app.command("reproduce")(reproduce.reproduce)
 app.command("status")(status.status)
 app.command("list")(lists.list_known)
 app.command("export")(export.export)
 app.add_typer(blueprint.app, name="blueprint")
 app.add_typer(data.app, name="data")
+app.add_typer(leaderboard.app, name="leaderboard")
 app.add_typer(stop_rule.app, name="stop-rule")
 
 

@@ -75,6 +75,14 @@ def validate(path: Path, *, data: Path | None = None, offline: bool = False, tas
     return entry.model_copy(update={"rows": rows_of(spec, list(dossiers.values()), flaws)})
 
 
+def digest_of(path: Path, tasks: Tasks) -> str:
+    """Return what `validate` would call a submission: a hash of its bytes, of the tasks and of the rules' version."""
+    try:
+        return _digest(open_bundle(path).digest.encode(), tasks.identity)
+    except SubmissionError as error:
+        return _digest(str(error).encode())
+
+
 def _asked(rule: Rule, run: Dossier) -> Iterable[Flaw]:
     """Return what a rule finds. A rule that stumbles over a record has found one that it cannot vouch for."""
     try:

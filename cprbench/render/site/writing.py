@@ -1,0 +1,96 @@
+"""The site on disk: only what changed is made and written again, and what nothing links to any more is removed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from cprbench.errors import StoreError
+from cprbench.judge.submission import Entry
+from cprbench.render.site.pages import board_files, entry_page, entry_path, index_page
+
+#: path -> {"sha256": of its content, "of": hash of what an entry's page was made of}
+MANIFEST = "build.json"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a build did: files of the site, of them written now, and removed."""
+
+    files: int
+    written: int
+    removed: int
+
+
+def write(entries: Sequence[Entry], out: Path) -> Written:
+    """Write the site of these entries to a folder. Raises StoreError where it cannot be written.
+
+    A folder that holds files which no build made keeps them; a build never removes what it did not write.
+    """
+    before = _before(out)
+    made: dict[str, dict[str, str]] = {}
+    written = 0
+
+    def put(path: str, content: bytes, of: str = "") -> None:
+        nonlocal written
+        made[path] = {"sha256": hashlib.sha256(content).hexdigest()} | ({"of": of} if of else {})
+        target = out / path
+        if before.get(path, {}).get("sha256") != made[path]["sha256"] or not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+            written += 1
+
+    try:
+        for entry in entries:
+            path = entry_path(entry)
+            of = hashlib.sha256(f"{_version()} {entry.model_dump_json(by_alias=True)}".encode()).hexdigest()
+            if before.get(path, {}).get("of") == of and (out / path).is_file():
+                made[path] = before[path]
+            else:
+                put(path, entry_page(entry), of)
+        for path, content in [*board_files(entries), index_page(entries)]:
+            put(path, content)
+        stale = sorted(set(before) - set(made))
+        for path in stale:
+            _remove(out, path)
+        text = json.dumps(dict(sorted(made.items())), indent=1) + "\n"
+        (out / MANIFEST).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{out}: cannot write ({error.strerror or error}). Pass another --out DIR.") from None
+    return Written(len(made), written, len(stale))
+
+
+def _before(out: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and all(isinstance(v, dict) for v in found.values()) else {}
+
+
+def _remove(out: Path, path: str) -> None:
+    target = out / path
+    if target.resolve().is_relative_to(out.resolve()):
+        target.unlink(missing_ok=True)
+        folder = target.parent
+        while folder != out and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
+
+
+@lru_cache(maxsize=1)
+def _version() -> str:
+    """Return a hash of the code and the templates that pages are made by."""
+    digest = hashlib.sha256()
+    render = resources.files("cprbench.render")
+    for folder in ("site", "templates/site"):
+        for file in sorted(render.joinpath(folder).iterdir(), key=lambda file: file.name):
+            if file.is_file():
+                digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
