@@ -52,15 +52,23 @@ def validate(path: Path, *, data: Path | None = None, offline: bool = False, tas
     if not path.exists():
         raise SubmissionError(f"{path}: no such submission. `cprbench pack` makes one.")
     tasks = tasks or Tasks(data, offline=offline)
-    digest, spec = _digest(b""), None
+    name = path.resolve().name.removesuffix(".zip")
     try:
         bundle = open_bundle(path)
+    except SubmissionError as error:
+        return _refused(_digest(str(error).encode()), name, None, error)
+    return judged(bundle, name, tasks)
+
+
+def judged(bundle: Bundle, folder: str, tasks: Tasks) -> Entry:
+    """Return the entry of a submission's files. `folder`: what it is called where it lies."""
+    digest, spec = _digest(b""), None
+    try:
         digest = _digest(bundle.digest.encode(), tasks.identity)
         spec = _spec(bundle)
         dossiers = _dossiers(bundle, spec, tasks)
     except (SubmissionError, SpecError) as error:
-        return _entry(digest, spec, path, [_finding(_UNREADABLE, Flaw("", str(error), "invalid"))], {"B1": 1})
-    findings: list[Finding] = []
+        return _refused(digest, folder, spec, error)
     checked = Counter({"B1": 1, "B2": len(dossiers)})
     flaws: dict[str, list[Finding]] = {}
     for run in dossiers.values():
@@ -68,11 +76,15 @@ def validate(path: Path, *, data: Path | None = None, offline: bool = False, tas
             checked[rule.code] += 1
             found = [_finding(rule, flaw, run.run_id) for flaw in _asked(rule, run)]
             flaws.setdefault(run.run_id, []).extend(found)
-    findings += [finding for found in flaws.values() for finding in found]
-    entry = _entry(digest, spec, path, findings, checked)
+    entry = _entry(digest, spec, folder, [finding for found in flaws.values() for finding in found], checked)
     if entry.status in ("invalid", "contradicted"):
         return entry
     return entry.model_copy(update={"rows": rows_of(spec, list(dossiers.values()), flaws)})
+
+
+def _refused(digest: str, folder: str, spec: SubmissionSpec | None, error: Exception) -> Entry:
+    """Return the entry of what cannot be read as a submission."""
+    return _entry(digest, spec, folder, [_finding(_UNREADABLE, Flaw("", str(error), "invalid"))], {"B1": 1})
 
 
 def digest_of(path: Path, tasks: Tasks) -> str:
@@ -98,7 +110,7 @@ def _finding(rule: Rule, flaw: Flaw, run_id: str | None = None) -> Finding:
 
 
 def _entry(
-    digest: str, spec: SubmissionSpec | None, path: Path, findings: list[Finding], checked: Mapping[str, int]
+    digest: str, spec: SubmissionSpec | None, folder: str, findings: list[Finding], checked: Mapping[str, int]
 ) -> Entry:
     levels = {finding.level for finding in findings}
     order: tuple[tuple[str, Status], ...] = (
@@ -107,7 +119,6 @@ def _entry(
         ("unverified", "unverified"),
     )
     status = next((status for level, status in order if level in levels), "consistent")
-    folder = path.resolve().name.removesuffix(".zip")
     return Entry(
         digest=digest,
         submission=spec,
