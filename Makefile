@@ -26,6 +26,7 @@ bench: .venv/dev.stamp  ## measurements of cprbench itself
 	$(BIN)/python -m benchmarks.profile
 	$(BIN)/python -m benchmarks.statistics
 	$(BIN)/python -m benchmarks.reports
+	$(BIN)/python -m benchmarks.site
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ _FREE = ("log_likelihoods", "packages", "gradient_norm", "missing", "values", "s
 
 
 def pattern(name: str, path: tuple[str | int, ...]) -> str:
-    """Return where a value stands, without the numbers of lines and the names of submodules: "record.json: psi.final"."""
+    """Return where a value stands, "record.json: psi.final.nll", without numbers of lines and names of submodules."""
     parts = [ANY if isinstance(part, int) or _NAMES.match(part) else part for part in path]
     return f"{name}: {'.'.join(parts)}"
 
@@ -97,5 +97,5 @@ def changed(document: Any, path: tuple[str | int, ...], value: Any) -> Any:
 
 
 def is_caught(entry: Entry) -> bool:
-    """Return whether an edit leaves nothing that ranks."""
-    return entry.status in ("invalid", "contradicted") or (entry.status == "unverified")
+    """Return whether an edit is found out: a submission without a finding is consistent, and its rows may rank."""
+    return bool(entry.findings)
