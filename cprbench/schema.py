@@ -18,6 +18,8 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0, le=2**63)]
 
 
+#: So many things that are wrong with one file are told: a stranger's file may hold a hundred thousand.
+_TOLD = 20
 #: Sums, squares and means of what is below this stay finite.
 MOST = 1e100
 
@@ -63,7 +65,10 @@ def parse(noun: type[Noun], data: Mapping[str, Any], where: str) -> Noun:
     try:
         return noun.model_validate(data)
     except ValidationError as error:
-        raise SpecError("\n".join(_explain(noun, item, where) for item in error.errors())) from None
+        wrong = error.errors()
+        told = [_explain(noun, item, where) for item in wrong[:_TOLD]]
+        told += [f"{where}: and {len(wrong) - _TOLD} more."] if len(wrong) > _TOLD else []
+        raise SpecError("\n".join(told)) from None
 
 
 def _explain(noun: type[BaseModel], item: Any, where: str) -> str:

@@ -122,6 +122,7 @@ class Row(Frozen):
     domain: str
     model: str
     weights_sha256: str | None
+    data_sha256: str | None = None
     method: str
     settings: Table
     selection: str

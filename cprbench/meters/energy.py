@@ -247,7 +247,11 @@ class _Board:
 
         def inside(suffix: str) -> list[float]:
             series = self.cuts.series(f"{self.name}_{suffix}")
-            return [value for t, value in series if any(w.start.t <= t <= w.end.t for w in windows)]
+            spans = [
+                (bisect_left(series, w.start.t, key=time_of), bisect_right(series, w.end.t, key=time_of))
+                for w in windows
+            ]
+            return [series[place][1] for place in sorted({place for span in spans for place in range(*span)})]
 
         heat, clock = inside("temperature_celsius"), inside("sm_clock_mhz")
         found = {"temperature_celsius_max": max(heat)} if heat else {}

@@ -143,8 +143,11 @@ class Trace:
 
     def peak(self, quantity: str, windows: Iterable[Window]) -> float | None:
         """Return the largest sample of a quantity inside the windows, edges included; None without any."""
-        inside = [v for w in windows for t, v in self.series(quantity) if w.start.t <= t <= w.end.t]
-        return max(inside, default=None)
+        series = self.series(quantity)
+        spans = [
+            (bisect_left(series, w.start.t, key=time_of), bisect_right(series, w.end.t, key=time_of)) for w in windows
+        ]
+        return max((value for low, high in spans for _, value in series[low:high]), default=None)
 
 
 def trapezoid(points: Sequence[Point]) -> float:

@@ -313,7 +313,7 @@ def _check_examples(found: Inspected, recipe: TrainingSpec) -> None:
         )
 
 
-def run_id(spec: RunSpec, block: int, role: str, version: str = cprbench.__version__) -> str:
+def run_id(spec: RunSpec, block: int, role: str, version: str | None = None) -> str:
     """Return the id of a run: a hash of what can change its result, of its block and of our minor version.
 
     Model and files count by their content, not by the path or name under which they were found; hardware is not in it.
@@ -328,5 +328,5 @@ def run_id(spec: RunSpec, block: int, role: str, version: str = cprbench.__versi
     content["model"] = {"weights_sha256": spec.model.weights_sha256, "kind": spec.model.kind}
     for choice in (content["method"], content["selection"]):
         choice["settings"] = without_paths(choice["settings"])
-    minor = ".".join(version.split(".")[:2])
+    minor = ".".join((cprbench.__version__ if version is None else version).split(".")[:2])
     return sha256_of({"spec": content, "block": block, "role": role, "version": minor})[:16]

@@ -208,6 +208,7 @@ class _Board:
                 if other.spec.method.name == control
                 and other.status == "ok"
                 and other.spec.selection.name == "all"
+                and _care(other) >= _care(record)
                 and ("k" not in other.spec.method.settings or other.spec.method.settings["k"] == k)
             ]
             by_k = control in ("last-layers", "random-submodules", "partial")
@@ -216,7 +217,8 @@ class _Board:
             missing = sorted(set(arm.blocks) - {other.block for other in beside})
             if missing:
                 what = f"{control} k={k}" if by_k else control
-                yield f"no {what} beside it in block {', '.join(map(str, missing))}, on the same hardware class"
+                blocks = ", ".join(map(str, missing))
+                yield f"no {what} beside it in block {blocks}, on its hardware class, its rate chosen with as much care"
 
     def _gaps(self, group: Group, arm: ArmResult, suite: SuiteSpec) -> Iterator[str]:
         """Yield the cells of the suite that the submission lacks for this arm, on this hardware class."""
@@ -232,6 +234,13 @@ class _Board:
         lacks = [f"{task} x {wanted[w]}" for task in suite.tasks for w in wanted if (task, w) not in have]
         if lacks:
             yield f"its submission lacks {', '.join(lacks)} for this arm"
+
+
+def _care(record: RunRecord) -> tuple[int, int]:
+    """Return how carefully a run's learning rate was chosen: a weak reference flatters (DESIGN rule 5)."""
+    told = ("given", "declared", "searched")
+    source = record.notes.get("learning_rate_from")
+    return (told.index(source) if source in told else -1, 0 if record.search is None else record.search.trials)
 
 
 def _of_suite(record: RunRecord, suite: SuiteSpec, task: TaskSpec, *, any_recipe: bool) -> bool:

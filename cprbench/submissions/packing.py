@@ -38,7 +38,7 @@ def pack(
     Raises SpecError for a name or author that cannot be, StoreError for damaged runs and where `out` holds files, and
     SubmissionError where the result would not be read as a submission.
     """
-    said = {"name": name, "authors": list(authors), "license": license_, "division": division}
+    said: dict[str, object] = {"name": name, "authors": list(authors), "license": license_, "division": division}
     said |= {"links": list(links), "description": description}
     parse(SubmissionSpec, {"schema": "cprbench.submission/1", **said}, "submission")
     found = load_runs(runs)

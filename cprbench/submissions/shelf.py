@@ -12,7 +12,7 @@ from cprbench.adapt.packages import cache_folder
 from cprbench.errors import StoreError
 from cprbench.judge.submission import SUBMISSION_FILE, Entry, Finding
 from cprbench.submissions.board import with_reproduced
-from cprbench.submissions.validation import Tasks, digest_of, validate
+from cprbench.submissions.validation import Tasks, digest_of, folder_of, validate
 
 #: observe(entry, whether it was validated now)
 Observe = Callable[[Entry, bool], None]
@@ -52,7 +52,7 @@ def _entry(path: Path, tasks: Tasks) -> tuple[Entry, bool]:
             part.write_text(entry.model_dump_json(by_alias=True), encoding="utf-8")
             part.replace(stored)
     # The same bytes may lie in two folders: an entry is that of its own.
-    return _in_its_folder(entry.model_copy(update={"folder": path.name.removesuffix(".zip")})), fresh
+    return _in_its_folder(entry.model_copy(update={"folder": folder_of(path)})), fresh
 
 
 def _read(stored: Path) -> Entry | None:

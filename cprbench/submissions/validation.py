@@ -7,6 +7,7 @@ what was recomputed (board.py), and whatever is wrong is a Finding with its file
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -24,15 +25,15 @@ from cprbench.submissions.board import rows_of
 from cprbench.submissions.bundle import Bundle, open_bundle
 from cprbench.submissions.dossier import Dossier, Flaw, Rows, Rule
 from cprbench.submissions.rules import RULES
-from cprbench.submissions.strict import parse_json, parse_jsonl, parse_toml
+from cprbench.submissions.strict import parse_json, parse_jsonl, parse_toml, weight
 from cprbench.tasks import load_task, tasks_folder
 
 #: Part of an entry's digest: raised with every change of a rule, so that stored entries are made again.
 VERSION = 1
 #: So many findings of one rule are told; the rest are counted.
 _TOLD = 5
-#: Bytes of raw files whose rows are kept, which take about six times as much.
-_KEPT = 40_000_000
+#: Bytes of memory (strict.weight) of the rows that are kept, and the most that all records of a submission may take.
+_KEPT, _MOST_RECORDS = 150_000_000, 150_000_000
 _UNREADABLE = Rule(
     "B1", "it can be read, and holds nothing but a submission", "See docs/submissions.md, what a submission holds",
     lambda run: (),
@@ -52,12 +53,17 @@ def validate(path: Path, *, data: Path | None = None, offline: bool = False, tas
     if not path.exists():
         raise SubmissionError(f"{path}: no such submission. `cprbench pack` makes one.")
     tasks = tasks or Tasks(data, offline=offline)
-    name = path.resolve().name.removesuffix(".zip")
+    name = folder_of(path)
     try:
         bundle = open_bundle(path)
     except SubmissionError as error:
         return _refused(_digest(str(error).encode()), name, None, error)
     return judged(bundle, name, tasks)
+
+
+def folder_of(path: Path) -> str:
+    """Return what a submission is called where it lies; a name that is no UTF-8 comes with a mark for what is not."""
+    return os.fsencode(os.path.basename(os.path.abspath(path))).decode("utf-8", "replace").removesuffix(".zip")
 
 
 def judged(bundle: Bundle, folder: str, tasks: Tasks) -> Entry:
@@ -118,7 +124,7 @@ def _entry(
         ("wrong", "contradicted"),
         ("unverified", "unverified"),
     )
-    status = next((status for level, status in order if level in levels), "consistent")
+    status = next((status for found, status in order if found in levels), "consistent")
     return Entry(
         digest=digest,
         submission=spec,
@@ -179,7 +185,7 @@ class Tasks:
     def _load(self, name: str, version: int) -> tuple[TaskSpec | None, Dataset | str]:
         try:
             task = load_task(name) if "/" not in name and not name.endswith(".toml") else None
-        except SpecError:
+        except (SpecError, OSError):  # OSError: no file has so long a name
             task = None
         if task is None or task.version != version:
             return None, "the task is not known here"
@@ -189,10 +195,13 @@ class Tasks:
             return task, str(error)
 
 
+_Kept = OrderedDict[str, tuple[Rows, int]]
+
+
 class _Files(Mapping[str, Rows]):
     """The .jsonl files of a run, parsed when they are asked for; the rows of the last ones are kept."""
 
-    def __init__(self, bundle: Bundle, folder: str, names: Iterable[str], kept: OrderedDict[str, Rows]) -> None:
+    def __init__(self, bundle: Bundle, folder: str, names: Iterable[str], kept: _Kept) -> None:
         self._bundle, self._folder, self._names, self._kept = bundle, folder, sorted(names), kept
 
     def __getitem__(self, name: str) -> Rows:
@@ -200,11 +209,12 @@ class _Files(Mapping[str, Rows]):
             raise KeyError(name)
         path = f"{self._folder}/{name}"
         if path not in self._kept:
-            self._kept[path] = parse_jsonl(self._bundle.read(path), path)
-            while len(self._kept) > 1 and sum(self._bundle.files[p] for p in self._kept) > _KEPT:
+            content = self._bundle.read(path)
+            self._kept[path] = parse_jsonl(content, path), weight(content)
+            while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > _KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(path)
-        return self._kept[path]
+        return self._kept[path][0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -222,12 +232,16 @@ def _dossiers(bundle: Bundle, spec: SubmissionSpec, tasks: Tasks) -> dict[str, D
             by_run.setdefault(parts[1], {})[parts[2]] = size
     if not by_run:
         raise SubmissionError(f"{RUNS_FOLDER}/ holds no run. `cprbench pack` copies them there.")
-    kept: OrderedDict[str, Rows] = OrderedDict()
+    kept: _Kept = OrderedDict()
+    taken = 0
     siblings: dict[str, Dossier] = {}
     mates: dict[str, list[Dossier]] = {}
     for run_id, names in sorted(by_run.items()):
         folder = f"{RUNS_FOLDER}/{run_id}"
-        data = _record(bundle, folder, names)
+        data, size = _record(bundle, folder, names)
+        taken += size
+        if taken > _MOST_RECORDS:
+            raise SubmissionError(f"{RUNS_FOLDER}/: records of over {_MOST_RECORDS:,} bytes. Split the submission.")
         record = parse(RunRecord, data, f"{folder}/{RECORD}")
         task, dataset = tasks.of(record.spec.task.name, record.spec.task.version)
         files = _Files(bundle, folder, [name for name in names if name.endswith(".jsonl")], kept)
@@ -250,7 +264,8 @@ def _block_of(record: RunRecord) -> str:
     return sha256_of([spec.task.model_dump(), spec.model.weights_sha256, recipe, *place])
 
 
-def _record(bundle: Bundle, folder: str, names: Mapping[str, int]) -> dict[str, Any]:
+def _record(bundle: Bundle, folder: str, names: Mapping[str, int]) -> tuple[dict[str, Any], int]:
+    """Return record.json and what it takes of memory. Raises SubmissionError for a run that is not whole."""
     for name in (MANIFEST, RECORD):
         if name not in names:
             raise SubmissionError(f"{folder}/{name} is missing: a run is what `cprbench run` wrote, whole.")
@@ -262,7 +277,8 @@ def _record(bundle: Bundle, folder: str, names: Mapping[str, int]) -> dict[str, 
         actual = hashlib.sha256(bundle.read(f"{folder}/{name}")).hexdigest()
         if actual != expected:
             raise SubmissionError(f"{folder}/{name}: sha256 is {actual}, its manifest says {expected!r:.80}. Altered.")
-    data = parse_json(bundle.read(f"{folder}/{RECORD}"), f"{folder}/{RECORD}")
+    content = bundle.read(f"{folder}/{RECORD}")
+    data = parse_json(content, f"{folder}/{RECORD}")
     if not isinstance(data, dict):
         raise SubmissionError(f"{folder}/{RECORD}: it holds no record. A run is what `cprbench run` wrote.")
-    return data
+    return data, weight(content)

@@ -45,9 +45,9 @@ def other_values(value: Any) -> list[Any]:
         case int():
             return [value + 1, value * 2 + 7, 0] if value else [1, 1000]
         case float():
-            return [value * 1.01, value + 1.0, value * 0.5] if value else [0.5, 1.0]
+            return [value * 1.01, value * 0.5, value + max(1.0, abs(value))] if value else [0.5, 1.0]
         case str():
-            return [f"{value}x", ""]
+            return [f"{value}x", ""] if value else ["x"]
         case None:
             return [0, "x"]
         case _:

@@ -93,6 +93,13 @@ def test_nothing_ranks_without_full_tuning_in_the_same_blocks(whole: Path) -> No
     assert "no full beside it in block 1" in reasons(entry, "lora")
 
 
+def test_a_reference_whose_rate_was_chosen_with_less_care_is_no_reference(whole: Path) -> None:
+    edit_record(run_of(whole, "full", 1), lambda data: data["notes"].update(learning_rate_from="given"))
+    entry = validate(whole)
+    assert "no full beside it in block 1" in reasons(entry)
+    assert "given by hand" in reasons(entry, "full")
+
+
 def test_a_k_set_does_not_rank_without_a_drawn_one_of_the_same_k_but_adapters_do(whole: Path) -> None:
     entry = without(whole, RANDOM, 0, 1, 2)
     assert "no random-submodules k=0.15 beside it in block 0, 1, 2" in reasons(entry)

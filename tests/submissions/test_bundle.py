@@ -33,6 +33,11 @@ def whole(bundle: Bundle) -> dict[str, bytes]:
     return content
 
 
+def make_zip(folder: Path, path: Path) -> Path:
+    path.write_bytes(zip_of(members_of(folder)))
+    return path
+
+
 def streamed(folder: Path) -> bytes:
     """Return a .zip as programs write it that cannot go back: sizes follow the data."""
     stream = io.BytesIO()
@@ -130,6 +135,8 @@ def test_a_hostile_folder_or_zip_is_refused(folder: Path, name: str) -> None:
         ("encrypted", "is encrypted"),
         ("crc", "its size or CRC is another one"),
         ("after-deflate", "has data after its end"),
+        ("members", "it has 60,000 members, over 10,000"),
+        ("parts", "its last record does not fit it"),
         ("comment", "does not end as a .zip without a comment does"),
         ("count-less", "its directory does not fill its place"),
         ("many-in-zip", "over 5,000 files"),
@@ -151,8 +158,11 @@ def test_a_refusal_says_which_control_it_is(folder: Path, name: str, told: str) 
 def test_a_link_to_a_submission_is_not_followed(folder: Path) -> None:
     link = folder.parent / "link"
     link.symlink_to(folder)
-    with pytest.raises(SubmissionError, match="cannot be read"):
-        open_bundle(link)
+    zipped = folder.parent / "link.zip"
+    zipped.symlink_to(make_zip(folder, folder.parent / "x.zip"))
+    for path in (link, zipped):
+        with pytest.raises(SubmissionError, match="cannot be read"):
+            open_bundle(path)
 
 
 def test_equal_lines_may_pack_to_a_thousandth_while_they_are_few(folder: Path) -> None:
@@ -167,6 +177,13 @@ def test_a_zip_is_read_as_python_reads_it_though_its_data_come_in_pieces() -> No
     archive = Archive(zip_of(members), "x.zip")
     assert [b"".join(archive.pieces(name)) for name in "abcd"] == [content, content, b"", b""]
     assert deflated(content) in zip_of(members)
+
+
+@pytest.mark.parametrize("content", [b"abcd", b"abcdef", b""])
+def test_a_file_that_is_longer_or_shorter_than_listed_is_refused(content: bytes) -> None:
+    assert Bundle("x", {"a": 5}, lambda name: iter([b"ab", b"cde"])).read("a") == b"abcde"
+    with pytest.raises(SubmissionError, match="not the 5 bytes"):
+        Bundle("x", {"a": 5}, lambda name: iter([content[:2], content[2:]])).read("a")
 
 
 def test_what_is_not_there_cannot_be_read(folder: Path) -> None:

@@ -80,6 +80,24 @@ def test_a_refusal_says_what_is_where(data: bytes, told: str) -> None:
     assert str(refused.value).startswith(told), str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "data", "told"),
+    [
+        ("x.jsonl", b'{"a": 1}\n{"b"', 'x.jsonl: the last line is cut off, at \'{"a": 1}\\n{"b"\'.'),
+        ("x.jsonl", b'{"a":{}}\n' * 210_000, "x.jsonl: over 400,000 values."),
+        ("x.jsonl", b'{"a":[1,2,3,4,5,6,7]}\n' * 130_000, "x.jsonl: over 1,000,000 values."),
+        ("x.jsonl", b'{"a": "' + b"x" * 1_000_000 + b'"}\n', "x.jsonl, line 1: over 1,000,000 bytes."),
+        ("x.toml", b"a = '" + b"." * 301 + b"'", "x.toml: over 300 dots and brackets."),
+        ("x.toml", b"#" * 64_001, "x.toml: 64,001 bytes, and 64,000 are the most."),
+        ("x.toml", b"a = " + b"[" * 40 + b"]" * 40, "x.toml: brackets are over 32 deep"),
+    ],
+)
+def test_lines_and_toml_have_bounds_of_their_own(file: str, data: bytes, told: str) -> None:
+    with pytest.raises(SubmissionError) as refused:
+        read(file, data)
+    assert str(refused.value).startswith(told), str(refused.value)
+
+
 @pytest.mark.parametrize("bad", [b"{", b"[1]", b"1", b"", b'{"a": NaN}', b'{"a":1,"a":2}', rb'{"a":"\u0000"}', b"\xff"])
 @pytest.mark.parametrize("number", [1, 2, 9_999, 20_000])
 def test_the_line_that_is_wrong_is_named(bad: bytes, number: int) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from cprbench.errors import StoreError
 from cprbench.judge.submission import Entry
-from cprbench.render.site.pages import board_files, entry_page, entry_path, index_page
+from cprbench.render.site.entry import entry_path
+from cprbench.render.site.pages import site_files
 
 #: path -> {"sha256": of its content, "of": hash of what an entry's page was made of}
 MANIFEST = "build.json"
@@ -47,15 +48,13 @@ def write(entries: Sequence[Entry], out: Path) -> Written:
             written += 1
 
     try:
-        for entry in entries:
-            path = entry_path(entry)
-            of = hashlib.sha256(f"{_version()} {entry.model_dump_json(by_alias=True)}".encode()).hexdigest()
-            if before.get(path, {}).get("of") == of and (out / path).is_file():
+        hangs_on = {entry_path(entry): _hash_of(entry) for entry in entries}
+        for path, make in sorted(site_files(entries).items()):
+            of = hangs_on.get(path, "")
+            if of and before.get(path, {}).get("of") == of and (out / path).is_file():
                 made[path] = before[path]
             else:
-                put(path, entry_page(entry), of)
-        for path, content in [*board_files(entries), index_page(entries)]:
-            put(path, content)
+                put(path, make(), of)
         stale = sorted(set(before) - set(made))
         for path in stale:
             _remove(out, path)
@@ -64,6 +63,10 @@ def write(entries: Sequence[Entry], out: Path) -> Written:
     except OSError as error:
         raise StoreError(f"{out}: cannot write ({error.strerror or error}). Pass another --out DIR.") from None
     return Written(len(made), written, len(stale))
+
+
+def _hash_of(entry: Entry) -> str:
+    return hashlib.sha256(f"{_version()} {entry.model_dump_json(by_alias=True)}".encode()).hexdigest()
 
 
 def _before(out: Path) -> dict[str, Any]:

@@ -203,8 +203,18 @@ def _own_versions(run: Dossier) -> Iterator[Flaw]:
         yield Flaw("record.json", why, "unranked")
 
 
+def _own_end(run: Dossier) -> Iterator[Flaw]:
+    record = run.record
+    if (record.status == "ok") != (record.error is None):
+        yield Flaw(
+            "record.json", f"status is {record.status} and error {record.error!r:.80}: one goes without the other"
+        )
+    if record.resumed and record.attempts < 2:
+        yield Flaw("record.json", "it says that it was resumed, and had one attempt")
+
+
 _RUN_AGAIN = "Run it again with `cprbench run`: a record is never edited"
-RULES = (
+RULES: tuple[Rule, ...] = (
     Rule("I1", "its id is the hash of what was asked for", _RUN_AGAIN, _own_id),
     Rule("I2", "its seed is its block's", _RUN_AGAIN, _own_seed),
     Rule("I3", "its task and data are the published ones", "Use the task file of this version of cprbench", _own_task),

@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from cprbench.adapt.data import Dataset, Example, sample_by_label
 from cprbench.adapt.scoring import Prediction, psi
@@ -97,21 +97,24 @@ def _references(run: Dossier) -> Iterator[Flaw]:
     if isinstance(run.dataset, str):
         yield Flaw(PREDICTIONS, f"the references are not here: {run.dataset}", "unverified", "Pass --data DIR")
         return
-    wanted = _test_items(run.dataset, run.task.name, spec.training.eval_items)
+    wanted = _sample(run.dataset, "test", run.task.name, spec.training.eval_items)
     for _, name in _FILES:
         if rows := run.rows(name):
             yield from _against(rows, wanted, name)
 
 
-def _test_items(dataset: Dataset, task: str, size: int | None) -> Sequence[Example]:
-    key = (dataset.sha256, size)
+def _sample(dataset: Dataset, split: Literal["train", "test"], task: str, size: int | None) -> Sequence[Example]:
+    """Return the examples of a split under a limit: the same for all runs, and hashing them all takes a while."""
+    key = (dataset.sha256, split, size)
     if key not in _SAMPLES:
-        _SAMPLES[key] = sample_by_label(dataset.test, size, f"{task}/test")
+        while len(_SAMPLES) >= _MOST_SAMPLES:
+            del _SAMPLES[next(iter(_SAMPLES))]
+        _SAMPLES[key] = sample_by_label(getattr(dataset, split), size, f"{task}/{split}")
     return _SAMPLES[key]
 
 
-#: (data hash, size) -> the test items of runs with that limit: the same for all of them.
-_SAMPLES: dict[tuple[str, int | None], Sequence[Example]] = {}
+_SAMPLES: dict[tuple[str, str, int | None], Sequence[Example]] = {}
+_MOST_SAMPLES = 32
 
 
 def _against(rows: Rows, wanted: Sequence[Example], name: str) -> Iterator[Flaw]:
@@ -175,8 +178,7 @@ def _chosen(run: Dossier) -> Iterator[Flaw]:
         return
     if isinstance(run.dataset, str):
         return  # P3 says so
-    name = spec.task.name
-    pool = sample_by_label(run.dataset.train, spec.training.max_examples, f"{name}/train")
+    pool = _sample(run.dataset, "train", spec.task.name, spec.training.max_examples)
     ids = [example.id for example in pool]
     if spec.selection.name == "random" and not (
         spec.selection.settings.get("flops") or spec.selection.settings.get("flops_of")
