@@ -10,14 +10,14 @@ import hashlib
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import cprbench
 from cprbench.adapt.data import Dataset, load_dataset
 from cprbench.errors import CprbenchError, SpecError, SubmissionError
-from cprbench.judge.submission import RUNS_FOLDER, SUBMISSION_FILE, Entry, Finding, Status, SubmissionSpec
+from cprbench.judge.submission import RUNS_FOLDER, SUBMISSION_FILE, Entry, Finding, Level, Status, SubmissionSpec
 from cprbench.runs.store import MANIFEST, RECORD
 from cprbench.schema import parse, sha256_of
 from cprbench.spec import RunRecord, RunSpec, TaskSpec
@@ -28,8 +28,6 @@ from cprbench.submissions.rules import RULES
 from cprbench.submissions.strict import parse_json, parse_jsonl, parse_toml, weight
 from cprbench.tasks import load_task, tasks_folder
 
-#: Part of an entry's digest: raised with every change of a rule, so that stored entries are made again.
-VERSION = 1
 #: So many findings of one rule are told; the rest are counted.
 _TOLD = 5
 #: Bytes of memory (strict.weight) of the rows that are kept, and the most that all records of a submission may take.
@@ -138,8 +136,8 @@ def _entry(
 
 def _shortened(findings: Iterable[Finding]) -> Iterator[Finding]:
     """Yield findings, of each rule and level the first few and how many more there are."""
-    told: Counter[tuple[str, str]] = Counter()
-    last: dict[tuple[str, str], Finding] = {}
+    told: Counter[tuple[str, Level]] = Counter()
+    last: dict[tuple[str, Level], Finding] = {}
     for finding in findings:
         key = finding.code, finding.level
         told[key] += 1
@@ -152,7 +150,17 @@ def _shortened(findings: Iterable[Finding]) -> Iterator[Finding]:
 
 
 def _digest(content: bytes, identity: str = "") -> str:
-    return hashlib.sha256(f"{cprbench.__version__} {VERSION} {identity} ".encode() + content).hexdigest()
+    return hashlib.sha256(f"{_code()} {identity} ".encode() + content).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Return a hash of our own code: an entry that was stored before a rule changed is made again."""
+    root = Path(cprbench.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _spec(bundle: Bundle) -> SubmissionSpec:
