@@ -271,15 +271,20 @@ def with_reproduced(rows: Mapping[str, Sequence[Row]], authors: Mapping[str, Seq
     authors holds the same runs, consistent and with raw samples of its own, with the same FLOPs, and where each one's
     psi lies in the other's interval.
     """
-    by_runs: dict[tuple[str, ...], list[tuple[str, Row]]] = {}
+    # Copies are of one trace: among many submissions of one suite they are looked at once.
+    by_runs: dict[tuple[str, ...], dict[frozenset[str], list[tuple[str, Row]]]] = {}
     for name, own in rows.items():
         for row in own:
-            by_runs.setdefault(tuple(sorted(run.run_id for run in row.runs)), []).append((name, row))
+            alike = by_runs.setdefault(tuple(sorted(run.run_id for run in row.runs)), {})
+            alike.setdefault(_traces(row), []).append((name, row))
 
     def confirmed(name: str, row: Row) -> bool:
-        alike = by_runs[tuple(sorted(run.run_id for run in row.runs))]
+        traces, mine = _traces(row), set(authors[name])
         return any(
-            _agree(row, other) and not set(authors[name]) & set(authors[by]) for by, other in alike if by != name
+            _agree(row, other) and mine.isdisjoint(authors[by])
+            for theirs, found in by_runs[tuple(sorted(run.run_id for run in row.runs))].items()
+            if traces.isdisjoint(theirs)
+            for by, other in found
         )
 
     return {
@@ -291,11 +296,15 @@ def with_reproduced(rows: Mapping[str, Sequence[Row]], authors: Mapping[str, Seq
     }
 
 
+def _traces(row: Row) -> frozenset[str]:
+    return frozenset(run.trace_sha256 for run in row.runs)
+
+
 def _agree(one: Row, other: Row) -> bool:
-    if other.tier == "self-reported" or {r.trace_sha256 for r in one.runs} & {r.trace_sha256 for r in other.runs}:
-        return False  # the same raw samples: a copy, not a second run
-    spent = [[run.gamma.get("flops") for run in sorted(row.runs, key=lambda r: r.run_id)] for row in (one, other)]
-    return spent[0] == spent[1] and _within(one.psi, other.psi) and _within(other.psi, one.psi)
+    if other.tier == "self-reported" or not (_within(one.psi, other.psi) and _within(other.psi, one.psi)):
+        return False
+    spent = [sorted((run.run_id, str(run.gamma.get("flops"))) for run in row.runs) for row in (one, other)]
+    return spent[0] == spent[1]
 
 
 def _within(interval: Number, other: Number) -> bool:

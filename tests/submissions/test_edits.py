@@ -44,8 +44,8 @@ def places(original: Original, run_id: str) -> dict[str, list[_Place]]:
 
 def missed(folder: Path, arm: str, seed: int, most: int | None) -> list[str]:
     """Return the edits of one run that nothing noticed: of every pattern one place, every other value of it."""
-    original = Original(folder, Tasks(None, offline=False))
     run_id = run_of(folder, arm, 1).name
+    original = Original(folder, Tasks(None, offline=False), run_id, run_of(folder, "full", 1).name)
     documents = dict(original.documents(run_id))
     draw = random.Random(seed)
     edits = []
@@ -67,8 +67,8 @@ def test_an_edited_value_is_caught_or_listed_as_needing_a_re_run(submission: Pat
 
 
 def test_a_key_that_is_added_or_taken_away_is_caught(submission: Path) -> None:
-    original = Original(submission, Tasks(None, offline=False))
     run_id = run_of(submission, "lora", 1).name
+    original = Original(submission, Tasks(None, offline=False), run_id, run_of(submission, "full", 1).name)
     for name, document in original.documents(run_id):
         first = json.loads(json.dumps(document))
         row = first[0] if isinstance(first, list) else first

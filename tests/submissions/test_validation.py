@@ -14,7 +14,8 @@ import pytest
 
 from cprbench.errors import SubmissionError
 from cprbench.submissions.rules import RULES
-from cprbench.submissions.validation import validate
+from cprbench.submissions.validation import BUNDLE_RULES, validate
+from tests.conftest import ROOT
 from tests.submissions.altering import edit_lines, edit_record, rehash, run_of, told
 
 PARTIAL = "partial k=0.15"
@@ -190,3 +191,10 @@ def test_validating_imports_no_torch_and_runs_nothing(packed: Callable[[str], Pa
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "consistent []\n"
+
+
+def test_the_documents_list_the_rules() -> None:
+    text = (ROOT / "docs/submissions.md").read_text(encoding="utf-8")
+    table = text.split("<!-- rules -->\n")[1].split("<!-- /rules -->")[0]
+    rows = [f"| {rule.code} | {rule.title} |\n" for rule in (*BUNDLE_RULES, *RULES)]
+    assert table == "| rule | what must hold of every run |\n|---|---|\n" + "".join(rows)

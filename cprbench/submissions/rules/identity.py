@@ -233,4 +233,5 @@ RULES: tuple[Rule, ...] = (
         "Run all of it from one clean installation",
         _own_versions,
     ),
+    Rule("I9", "it says how it ended", _RUN_AGAIN, _own_end),
 )
