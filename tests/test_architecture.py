@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "surveys": {"errors", "schema", "sources", "spec", "tasks", "blueprint", "adapt", "meters", "sessions", "runs"},
     "plans": {"errors", "schema", "spec", "tasks", "blueprint", "adapt", "meters", "runs"},
     "judge": {"errors", "schema", "spec", "tasks", "blueprint", "runs.store"},
+    "submissions": {"errors", "schema", "spec", "tasks", "adapt", "blueprint", "meters", "plans", "runs", "judge"},
     "render": {"errors", "schema", "spec", "tasks", "blueprint", "runs.store", "judge"},
 }
 #: Modules that read records and files only: they work where torch is not installed.
@@ -89,6 +90,9 @@ READING_SIDE = (
     "cprbench.render.agreement",
     "cprbench.render.site.changes",
     "cprbench.render.site.serving",
+    "cprbench.submissions.strict",
+    "cprbench.submissions.archive",
+    "cprbench.submissions.bundle",
     "cprbench.cli",
     "cprbench.integrations.notebook",
 )

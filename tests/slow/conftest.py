@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, sync_playwright
 from tests.hostile.payloads import PAYLOADS
 from tests.render.site.entries import many
 from tests.render.site.test_pages import hostile, refused
-from tests.slow.sites import long, small, write
+from tests.slow.sites import falling, long, small, write
 
 AXE = Path(sys.prefix, "npm", "node_modules", "axe-core", "axe.min.js")
 
@@ -37,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write([*many(60), *refused()], root / "middle")
     write(hostile(PAYLOADS), root / "hostile")
     write(long(), root / "long")
+    write(falling(), root / "falling")
     return root
 
 

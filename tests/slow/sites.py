@@ -41,6 +41,12 @@ def small() -> list[Entry]:
     return [make_entry("first", rows), make_entry("second", others, spec={"division": "open"})]
 
 
+def falling() -> list[Entry]:
+    """Return a board whose scores are better where they are lower."""
+    rows = [make_row(score, 1e12 * i, arm=f"arm {i}", metric="nll") for i, score in enumerate((0.4, 0.3, 0.5), 1)]
+    return [make_entry("first", rows)]
+
+
 def long() -> list[Entry]:
     """Return a board of three pages."""
     return many(450, per_entry=50)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.render.site.entries import CPU, GPU
@@ -86,6 +87,8 @@ def test_what_hangs_on_the_machine_is_grouped_by_hardware_class_with_a_front_in_
         assert page.locator("th[data-key=multiple_device_hours]").is_visible()
         assert not page.locator("th[data-key=multiple_flops]").is_visible()
         expect(page.locator("#plot-title")).to_contain_text(f"device hours per run ({CPU})")  # one plane, one machine
+        expect(page.locator(".points a")).to_have_count(4)
+        expect(page.locator(".fronts path")).to_have_count(1)
         page.locator("label[for=a-flops]").click()
         assert groups(page) == []
         page.locator("details.columns summary").click()
@@ -146,6 +149,7 @@ def test_two_rows_are_compared_and_what_may_not_be_is_told(browser: Browser, add
         page.get_by_label("Compare full").check()
         assert "tick a second row" in page.locator("#compare").inner_text()
         page.get_by_label("Compare lora r=4").check()
+        assert page.evaluate("document.activeElement.id") == "compare-title"
         assert line("psi: accuracy") == ["0.900 [0.888, 0.912]", "0.880 [0.868, 0.892]", "−0.020"]
         assert line("FLOPs") == ["6.00e+12", "4.00e+12", "−2.00e+12, 0.67x"]
         assert line("retained gain")[2] == "−5 points"
@@ -178,6 +182,19 @@ def test_a_mark_leads_to_its_row_and_a_row_to_its_mark(browser: Browser, address
         assert (
             page.locator("#board tr.on").count() == 2
         )  # the one that was asked for, and the one whose mark has the focus
+
+
+@pytest.mark.parametrize("site", ["small", "falling"])
+def test_the_script_orders_rows_as_their_page_does(site: str, browser: Browser, address: str) -> None:
+    with opened(browser, f"{address}/{site}/{BOARD}") as page:
+        given, fronts = arms(page), page.locator("#board tr.front th").all_inner_texts()
+        page.select_option("[name=kind]", "ranked")
+        page.select_option("[name=kind]", "")
+        assert (arms(page), page.locator("#board tr.front th").all_inner_texts()) == (given, fronts)
+        assert [text.split("\n")[0] for text in cells(page, "position")] == [
+            *map(str, range(1, len(fronts) + 2)),
+            *["–"] * (len(given) - len(fronts) - 1),
+        ]
 
 
 def test_all_pages_of_a_board_act_as_one(browser: Browser, address: str) -> None:

@@ -84,7 +84,7 @@ def shown(found: Number | Figure, show: Callable[[Told], str], *, words: bool = 
 def entry_name(entry: Entry) -> str:
     """Return what an entry is called in paths: its folder's name, where that is a name."""
     name = entry.folder.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    return name if _NAME.fullmatch(name) else f"unnamed-{entry.digest[:12]}"
+    return name if _NAME.fullmatch(name) else f"unnamed-{sha256_of([entry.folder, entry.digest])[:12]}"
 
 
 def board_name(task: str, version: int) -> str:

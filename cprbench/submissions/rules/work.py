@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cprbench.adapt.gradients.pairs import direct_cost, pair_cost
 from cprbench.errors import CprbenchError, SpecError
@@ -86,6 +87,7 @@ def flops_of(run: Dossier) -> list[Flops] | str | None:
     return list(each(spec.model.config, spec.model.kind, labels_of(run), found, own))
 
 
+@once
 def counted(run: Dossier) -> dict[tuple[str, int], Flops] | str | None:
     """Return the FLOPs by (phase, attempt) as `account` takes them, or what `flops_of` says in their place."""
     try:
@@ -208,11 +210,11 @@ def _beside(run: Dossier) -> Iterator[Flaw]:
     forward = [replace(p, backward=False, trains="method", extra_flops=0) for p in own] if adapted else []
     both = [each(model.config, model.kind, labels, t, forward) for t in (found, plain)]
     adapters = [with_them.total - without.total for with_them, without in zip(*both, strict=True)] or [0] * len(own)
-    seen: dict[tuple[int, Pass], bool] = {}
+    seen: dict[tuple[Any, ...], bool] = {}
     for number, (p, once_through) in enumerate(zip(own, adapters, strict=True)):
         inside = number > last and (p.phase != "score" or p.trains == "all")
         own_extra = p.extra_flops - inside * once_through * {"method": 0, "activations": 2}.get(p.trains, 1)
-        key = own_extra, replace(p, tokens=p.batch, squared=None, extra_flops=0)
+        key = own_extra, p.phase, p.trains, p.batch, p.length, p.scored
         if key not in seen:
             seen[key] = own_extra in _norms_take(run, spec, p)
         if not seen[key]:
@@ -235,7 +237,7 @@ def _norms_take(run: Dossier, spec: RunSpec, p: Pass) -> range | list[int]:
         return 2 * p.batch * (pairs if pairs * slow <= direct else direct)
 
     inside = plan.layers * sum(takes(p.length, own.inputs, own.outputs) for own in (*plan.attn, *plan.ffn))
-    rows = [linear for cell, linear in plan.rows if cell != "new"]
+    rows = [linear for cell, linear in plan.rows if cell in model_of(run).sizes]
     # The rows of an answer are padded to the longest answer of the batch, which no pass tells.
     most = range(-(-p.scored // p.batch), min(p.length, p.scored - p.batch + 1) + 1)
     return [inside + sum(takes(n, own.inputs, own.outputs) for own in rows) for n in most[:_MOST_ROWS]]
