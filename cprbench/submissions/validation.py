@@ -25,6 +25,7 @@ from cprbench.submissions.board import rows_of
 from cprbench.submissions.bundle import Bundle, open_bundle
 from cprbench.submissions.dossier import Dossier, Flaw, Rows, Rule
 from cprbench.submissions.rules import RULES
+from cprbench.submissions.rules.evidence import forget
 from cprbench.submissions.strict import parse_json, parse_jsonl, parse_toml, weight
 from cprbench.tasks import load_task, tasks_folder
 
@@ -80,6 +81,7 @@ def judged(bundle: Bundle, folder: str, tasks: Tasks) -> Entry:
             checked[rule.code] += 1
             found = [_finding(rule, flaw, run.run_id) for flaw in _asked(rule, run)]
             flaws.setdefault(run.run_id, []).extend(found)
+    forget()
     entry = _entry(digest, spec, folder, [finding for found in flaws.values() for finding in found], checked)
     if entry.status in ("invalid", "contradicted"):
         return entry

@@ -29,9 +29,13 @@ _KEPT = 4
 Found = TypeVar("Found")
 
 
+_ANSWERS: list[OrderedDict[int, tuple[Dossier, Any]]] = []
+
+
 def once(ask: Callable[[Dossier], Found]) -> Callable[[Dossier], Found]:
     """Return `ask` with its last answers kept."""
-    kept: OrderedDict[int, tuple[Dossier, Found]] = OrderedDict()
+    kept: OrderedDict[int, tuple[Dossier, Any]] = OrderedDict()
+    _ANSWERS.append(kept)
 
     def asked(run: Dossier) -> Found:
         if id(run) not in kept:
@@ -39,9 +43,16 @@ def once(ask: Callable[[Dossier], Found]) -> Callable[[Dossier], Found]:
             while len(kept) > _KEPT:
                 kept.popitem(last=False)
         kept.move_to_end(id(run))
-        return kept[id(run)][1]
+        found: Found = kept[id(run)][1]
+        return found
 
     return asked
+
+
+def forget() -> None:
+    """Let go of the last answers: through their runs they hold all rows of a submission."""
+    for kept in _ANSWERS:
+        kept.clear()
 
 
 @once
