@@ -82,6 +82,7 @@ class _Board:
         tier = self._tier(group, runs.values())
         return Row(
             **row,
+            data_sha256=record.spec.task.data_sha256,
             id=sha256_of([self._spec.name, row, arm.arm, sorted(r.run_id for r in runs.values())])[:12],
             arm=arm.arm,
             domain="" if task is None else task.domain,

@@ -48,6 +48,8 @@ def slower(rows: list[Any]) -> None:
         (lambda rows: rows[7]["values"].pop("wall_seconds"), "has no wall_seconds"),
         (lambda rows: rows[7]["values"].update(rss_bytes=-1.0), "rss_bytes is -1"),
         (lambda rows: first_with(rows, "cpu_total_seconds").update(cpu_total_seconds=1.0), "falls from"),
+        (lambda rows: rows[0]["values"].update(cpu_busy_seconds=1e9), "cpu_busy_seconds is above cpu_total_seconds"),
+        (lambda rows: [row.update(phase="score") for row in edges(rows)[:2]], "it begins with phase score"),
         (lambda rows: first_with(rows, "peak_rss_bytes").update(peak_rss_bytes=1.0), "bytes sampled"),
         (slower, "unverified samples.jsonl: at"),
         (lambda rows: edges(rows)[-1].update(phase="score"), "leaves no phase open but the last, setup"),
@@ -55,6 +57,16 @@ def slower(rows: list[Any]) -> None:
 )
 def test_a_trace_that_no_meter_wrote_is_told(change: Callable[[Any], Any], told: str) -> None:
     assert told in found_by(with_lines(run_of("methods", "full"), SAMPLES, change), "G1")["G1"]
+
+
+def test_an_edge_is_read_soon_after_it_was_stamped() -> None:
+    def stamped_early(rows: list[Any]) -> None:
+        began, ended = [row for row in edges(rows) if row["phase"] == "train"][:2]
+        assert ended["t"] - began["t"] > 5.1
+        ended["t"] = began["t"] + 0.01
+
+    forged = with_lines(run_of("quickstart", "full"), SAMPLES, stamped_early)
+    assert "an edge of train" in found_by(forged, "G1")["G1"]
 
 
 def test_a_window_for_every_validation_and_two_for_the_score() -> None:
@@ -130,6 +142,11 @@ def test_earlier_attempts_are_billed_as_the_record_that_is_repeated_says() -> No
     assert list(lost) == ["G5"] and lost["G5"].startswith("unverified")
     cheaper = with_record(second_attempt(run, previous=True), lambda r: r["readings"][0].update(value=0.0))
     assert "is not what run" in found_by(cheaper, "G5")["G5"]
+    shorter = with_record(run, lambda r: r.update(readings=r["readings"][:60]))
+    abandoned = replace(second_attempt(run, previous=True), siblings={run.run_id: shorter})
+    assert "whose launcher died" in found_by(abandoned, "G5")["G5"]
+    later = with_record(run, lambda r: r["readings"][0].update(attempt=2))
+    assert "a reading is of attempt 2" in found_by(later, "G5")["G5"]
     hidden = with_record(second_attempt(run, previous=True), lambda r: r.update(readings=r["readings"][120:]))
     assert "bills attempts [] before it" in found_by(hidden, "G5")["G5"]
 

@@ -65,6 +65,11 @@ def test_a_step_stands_where_the_trace_puts_it(change: Callable[[Any], Any], tol
     assert told in found_by(with_lines(run_of("board", "full"), HISTORY, change), "H2")["H2"]
 
 
+def test_running_gammas_are_checked_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cprbench.submissions.rules.history._MOST_TALLIES", 10)
+    assert found_by(run_of("methods", "full"), "H2")["H2"].startswith("unverified history.jsonl: more validations")
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -105,6 +110,8 @@ def test_a_bill_that_is_met_is_that_of_a_run_beside() -> None:
     run = next(r for r in archive("suites").values() if r.record.spec.selection.settings.get("flops_of"))
     assert found_by(run, "H4") == {}
     assert found_by(replace(run, mates=()), "H4")["H4"].startswith("unverified record.json: the bill that it meets")
+    unsaid = with_record(run, lambda r: r["notes"]["selection"].pop("flops_asked"))
+    assert "flops_asked is not" in found_by(unsaid, "H4")["H4"]
     other = with_record(run, lambda r: r["spec"]["selection"]["settings"].update(flops=1e15))
     assert "it was to bill 1 x" in found_by(other, "H4")["H4"]
 

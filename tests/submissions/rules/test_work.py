@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cprbench.adapt.data import Dataset
 from tests.submissions.rules.dossiers import found_by, run_of, with_lines, with_record
 
 WORK = "work.jsonl"
@@ -44,11 +45,22 @@ def of(rows: list[Any], **wanted: Any) -> list[Any]:
         ("peft config=lora-qv", lambda r: r["notes"]["adapters"].popitem(), "are not those of notes.adapter_config"),
         ("peft config=lora-qv", lambda r: r["notes"]["adapter_config"].update(r=3), "are not those"),
         ("peft config=lora-qv", lambda r: r["notes"]["adapter_config"].update(use_dora=True), "use_dora has no FLOP"),
+        ("peft config=lora-qv", lambda r: r["notes"]["adapter_config"].update(target_modules=".*query"), "unverified"),
+        ("peft config=lora-qv", lambda r: r["notes"].pop("adapters"), "adapters on what is no linear of a layer"),
+        ("peft config=lora-qv", lambda r: r["notes"].update(adapters={"attn.0/x": 0}), "the rank of every adapter"),
         ("full", lambda r: r.update(status="failed", error="no"), "tells nothing of what trained"),
     ],
 )
 def test_what_trained_follows_from_the_method(arm: str, change: Callable[[Any], Any], told: str) -> None:
     assert told in found_by(with_record(run_of("methods", arm), change), "F1")["F1"]
+
+
+def test_counts_are_those_of_the_tasks_own_data() -> None:
+    run = run_of("methods", "full")
+    here = Dataset(train=(), validation=(), test=(), choices=("a", "b", "c"), sha256="", source="")
+    found = found_by(replace(run, dataset=here))
+    assert "notes.labels is 2, this task has 3 choices" in found["F1"]
+    assert "all keeps 0 of 0" in found["F6"] and "no validation split" in found["H3"]
 
 
 def test_a_blueprint_is_blended_with_what_was_measured_here() -> None:
@@ -74,6 +86,8 @@ def test_a_blueprint_is_blended_with_what_was_measured_here() -> None:
 def test_the_optimizer_holds_two_moments_of_what_trained() -> None:
     run = run_of("methods", "lora")
     assert "two moments" in found_by(with_record(run, lambda r: r.update(optimizer_state_bytes=8)), "F2")["F2"]
+    untold = with_record(run, lambda r: r.update(trained_parameters=None))
+    assert "tells trained_parameters" in found_by(untold, "F2")["F2"]
     eight_bit = with_record(run, lambda r: r["spec"]["training"].update(optimizer="adamw8bit"))
     assert found_by(eight_bit, "F2")["F2"].startswith("unverified")
 
@@ -122,10 +136,21 @@ def cut_final(rows: list[Any]) -> None:
         (lambda rows: of(rows, phase="score")[0].update(first_layer=1), "goes forward through all layers"),
         (lambda rows: of(rows, phase="validate")[0].update(length=30), "validations have different shapes"),
         (lambda rows: [rows.remove(row) for row in of(rows, phase="validate")[::7]], "168 sequences are scored"),
+        (
+            lambda rows: (rows[0].update(batch=31), rows[1].update(batch=33)),
+            "a batch of 31 items, and not the last one",
+        ),
+        (lambda rows: rows[0].update(length=48), "items after one of length 48"),
+        (lambda rows: rows.insert(1, rows[1]), "3 passes of up to 32 items, and 64 items take 2"),
     ],
 )
 def test_every_item_is_scored(change: Callable[[Any], Any], told: str) -> None:
     assert told in found_by(with_lines(run_of("methods", "full"), WORK, change), "F5")["F5"]
+
+
+def test_a_trial_scores_no_test_items() -> None:
+    trial = with_record(run_of("methods", "full"), lambda r: r.update(role="search"))
+    assert "a trial scores no test items" in found_by(trial, "F5")["F5"]
 
 
 def without_last_step(rows: list[Any]) -> None:
@@ -142,6 +167,8 @@ def without_last_step(rows: list[Any]) -> None:
         ("full", lambda rows: of(rows, phase="train")[3].update(trains="head"), "is of what the method trains"),
         ("full", lambda rows: of(rows, phase="train")[3].update(first_layer=2), "step 4 does not begin at layer 0"),
         ("partial k=0.15", lambda rows: rows.remove(of(rows, trains="head")[0]), "choosing takes 4 steps of the head"),
+        ("full", lambda rows: of(rows, phase="train")[-1].update(backward=False), "a step has no backward pass"),
+        ("partial k=0.15", lambda rows: of(rows, trains="all")[0].update(backward=False), "one pass, backward: False"),
         ("partial k=0.15", lambda rows: rows.remove(of(rows, trains="all")[0]), "measures norms of 320 examples"),
         ("partial k=0.15", lambda rows: rows.remove(of(rows, last_layer=4)[0]), "frozen layers ran on 304 examples"),
         ("partial k=0.15", lambda rows: of(rows, last_layer=4)[0].update(batch=20), "frozen layers ran on (20,"),
