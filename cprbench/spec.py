@@ -216,7 +216,7 @@ class RunSpec(Frozen):
 class ExternalTask(Frozen):
     """The task of a loop that is not ours: its name is the user's word, its data was not seen."""
 
-    name: str
+    name: Label
     version: int = 1
     data_sha256: None = None
 
@@ -224,8 +224,8 @@ class ExternalTask(Frozen):
 class ExternalModel(Frozen):
     """The model of a loop that is not ours, by the name that the user gave it."""
 
-    source: str
-    label: str
+    source: Label
+    label: Label
     revision: str | None = None
     weights_sha256: None = None
     parameters: Count | None = None

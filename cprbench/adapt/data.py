@@ -178,7 +178,10 @@ def _decoded(data: bytes, where: str) -> str:
 def _hub(source: HubSource, *, offline: bool) -> dict[str, list[Row]]:
     if offline:
         raise OfflineError(f"{source.dataset} is on a hub, and --offline forbids fetching it.")
-    import datasets
+    try:
+        import datasets
+    except ImportError:
+        raise _AbsentError(f"{source.dataset} is on a hub, and the package datasets is not installed here.") from None
 
     tables: dict[str, list[Row]] = {}
     names = source.split.split(",")

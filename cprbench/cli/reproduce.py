@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from cprbench.errors import StoreError
+
 
 def reproduce(
     record: Annotated[
@@ -38,7 +40,12 @@ def reproduce(
     from cprbench.runs.store import load_run
     from cprbench.schema import canonical_json
 
-    run = load_run(record if record.is_dir() else record.parent)
+    if not record.exists():
+        raise StoreError(f"{record}: there is no such run. Name a run's folder, or its record.json.")
+    folder = record if record.is_dir() else record.parent
+    if (folder / "runs").is_dir():
+        raise StoreError(f"{folder} is a submission. Name one of its runs: {folder}/runs/<run id>")
+    run = load_run(folder)
     metering = MeterOptions(allow_shared=allow_shared)
     options = Options(out=out, data=data, offline=offline, retry=True, metering=metering)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's notice is a Ctrl-C

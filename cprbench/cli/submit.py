@@ -20,6 +20,12 @@ def pack(
     license_: Annotated[str, typer.Option("--license", help="Of the records, as an SPDX identifier.")] = "CC-BY-4.0",
     link: Annotated[list[str] | None, typer.Option(help="A paper or code, http or https; several times.")] = None,
     description: Annotated[str, typer.Option(help="What is new about it.")] = "",
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="A blueprint that guided runs, if not beside them."
+        ),
+    ] = None,
 ) -> None:
     """Pack runs as a submission. Raw files are copied as they are; kept weights and logs stay behind.
 
@@ -28,8 +34,10 @@ def pack(
     from cprbench.submissions.packing import pack as write
 
     said = {"license_": license_, "division": division, "links": link or [], "description": description}
-    packed = write(runs, out, name=name, authors=author, **said)  # type: ignore[arg-type]
+    packed = write(runs, out, name=name, authors=author, files=file or [], **said)  # type: ignore[arg-type]
     typer.echo(f"{out}: {len(packed)} runs. Next: cprbench validate {out}")
+    if out.name.removesuffix(".zip") != name:
+        typer.echo(f"On a board it has to be called {name}: leaderboard/submissions/{name}", err=True)
 
 
 def validate(

@@ -108,6 +108,7 @@ class RunLine(Frozen):
     commit: str | None = None
     dirty: bool | None = None
     trace_sha256: str = ""  # of its raw samples: two runs never have the same
+    item_variance: Finite | None = None  # of psi, for another draw of items
 
 
 class Row(Frozen):
@@ -168,6 +169,7 @@ class Entry(Frozen):
     digest: Sha256  # of all of its bytes and of the validator's version
     submission: SubmissionSpec | None  # None where it could not be read
     folder: str
+    zipped: bool = False  # whether it is a .zip, whose suffix `folder` leaves out
     status: Status
     checked: dict[str, Count]  # rule code -> files that it was asked of
     findings: list[Finding]

@@ -26,7 +26,7 @@ def text(entry: Entry, titles: Mapping[str, str]) -> str:
         lines += _wrapped(f"{code:<3} {word:<10} {titles.get(code, '')} ({count})", " " * 15)
         for finding in found:
             where = f"{plain(finding.file)}: " if finding.file else ""
-            lines += _wrapped(f"{_INDENT}{where}{plain(finding.message)}. {finding.cure}.", _INDENT)
+            lines += _wrapped(f"{_INDENT}{where}{plain(finding.message).rstrip('.')}. {finding.cure}.", _INDENT)
     name = plain(entry.submission.name if entry.submission else entry.folder)
     lines += ["", *_rows(entry)]
     ranked = sum(row.ranked for row in entry.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from cprbench.judge.groups import Figure, Told
@@ -23,6 +24,24 @@ _READINGS = {
     "co2_kg": ("co2_kg",),
     "flops": ("flops",),
 }
+
+#: Reasons that judge/ gives as codes, in words.
+_CODES = {
+    "cost_is_zero": "the cost is 0",
+    "cost_not_finite": "a cost is not finite",
+    "cost_not_positive": "a cost is not above 0",
+    "denominator_not_positive": "what it is divided by is not shown to be above 0",
+    "full_gain_not_positive": "full tuning's own gain is not shown to be above 0",
+    "gain_not_positive": "the gain is not above 0",
+    "not_finite": "a value is not finite",
+    "zero_variance": "no interval: all blocks say the same",
+}
+_CODE = re.compile(rf"\b({'|'.join(_CODES)})\b")
+
+
+def in_words(why: str) -> str:
+    """Return a reason with words in place of judge/'s codes."""
+    return _CODE.sub(lambda found: _CODES[found[0]], why)
 
 
 def resource_title(resource: str) -> str:

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cprbench.judge.cpr import ArmResult, Group, compare
-from cprbench.judge.groups import Figure, k_of, mean, q_of, runs_by_arm
+from cprbench.judge.groups import NOT_MEASURED, Figure, k_of, mean, q_of, runs_by_arm
+from cprbench.judge.statistics import Scored, gain_covariance
 from cprbench.judge.submission import Finding, Number, Row, RunLine, SubmissionSpec, Tier, told
+from cprbench.runs.arms import arm_of
 from cprbench.runs.store import PREDICTIONS
 from cprbench.schema import sha256_of
 from cprbench.spec import RESOURCES, RunRecord, RunSpec, SuiteSpec, TaskSpec
@@ -29,6 +31,9 @@ def rows_of(spec: SubmissionSpec, dossiers: Sequence[Dossier], flaws: Mapping[st
     by_id = {run.run_id: run for run in dossiers}
 
     def predictions(record: RunRecord, when: str) -> Sequence[Mapping[str, Any]]:
+        run = by_id[record.run_id]
+        if run.spec is None or isinstance(run.dataset, str):  # nothing says how many items and labels there can be
+            return ()
         return by_id[record.run_id].rows(PREDICTIONS if when == "final" else f"base_{PREDICTIONS}")
 
     groups = compare([run.record for run in dossiers], predictions)
@@ -97,7 +102,7 @@ class _Board:
             psi=told(arm.final),
             gain=told(arm.gain),
             retained_gain=told(arm.retained_gain),
-            gamma={name: told(arm.gamma[name]) for name in RESOURCES},
+            gamma={name: _cost(arm.gamma[name], name, ok) for name in RESOURCES},
             seconds=told(arm.seconds),
             peak_memory_bytes=_mean([r.peak_memory_bytes for r in ok], "not measured"),
             optimizer_state_bytes=_mean([r.optimizer_state_bytes for r in ok], "not told"),
@@ -137,8 +142,13 @@ class _Board:
             packages=record.environment.packages,
             commit=record.environment.commit,
             dirty=record.environment.dirty,
-            trace_sha256=sha256_of(list(run.rows("samples.jsonl"))),
+            trace_sha256=_trace_of(run),
+            item_variance=None if not final else self._item_variance(record, metric),
         )
+
+    def _item_variance(self, record: RunRecord, metric: str) -> float | None:
+        scored = Scored(metric, self._dossiers[record.run_id].rows(PREDICTIONS), record.psi.items)
+        return gain_covariance(metric, [(scored, None)]).variance
 
     def _tier(self, group: Group, runs: Iterable[RunRecord]) -> Tier:
         """Return the tier of an arm: its own runs, and those that it is measured against, could all be recomputed."""
@@ -186,10 +196,7 @@ class _Board:
             for finding in self._flaws.get(run.run_id, ()):
                 if finding.level == "unranked":
                     yield finding.message
-        if (
-            any(run.notes.get("learning_rate_from") == "given" for run in runs.values())
-            and self._spec.division == "closed"
-        ):
+        if self._spec.division == "closed" and any(_care(run) < _DECLARED for run in runs.values()):
             yield "its learning rate was given by hand, which the closed division does not allow"
         least = suite.ranking.blocks
         if len(arm.blocks) < least:
@@ -209,7 +216,7 @@ class _Board:
                 if other.spec.method.name == control
                 and other.status == "ok"
                 and other.spec.selection.name == "all"
-                and _care(other) >= _care(record)
+                and _care(other) >= max(_care(record), _DECLARED)
                 and ("k" not in other.spec.method.settings or other.spec.method.settings["k"] == k)
             ]
             by_k = control in ("last-layers", "random-submodules", "partial")
@@ -230,18 +237,29 @@ class _Board:
             for other in self._groups
             if other.key["hardware_class"] == group.key["hardware_class"]
             for own in other.arms
-            if own.arm == arm.arm and len(own.blocks) >= suite.ranking.blocks
+            if own.arm == arm.arm and (len(own.blocks) >= suite.ranking.blocks or other is group)
         }
         lacks = [f"{task} x {wanted[w]}" for task in suite.tasks for w in wanted if (task, w) not in have]
         if lacks:
             yield f"its submission lacks {', '.join(lacks)} for this arm"
 
 
+_DECLARED = (1, 0)
+#: A search of fewer rates, or one without the declared one, is a choice by hand.
+_LEAST_RATES = 3
+
+
 def _care(record: RunRecord) -> tuple[int, int]:
-    """Return how carefully a run's learning rate was chosen: a weak reference flatters (DESIGN rule 5)."""
-    told = ("given", "declared", "searched")
-    source = record.notes.get("learning_rate_from")
-    return (told.index(source) if source in told else -1, 0 if record.search is None else record.search.trials)
+    """Return how carefully a run's learning rate was chosen, the most carefully last: a weak reference flatters
+    (DESIGN rule 5). (0, 0): by hand; _DECLARED; (2, rates): searched on a grid that holds the declared one."""
+    told, spec, search = record.notes.get("learning_rate_from"), record.spec, record.search
+    if told == "declared":
+        return _DECLARED
+    if told != "searched" or search is None or not isinstance(spec, RunSpec):
+        return 0, 0
+    rates = set(search.learning_rates)
+    declared = dict(getattr(arm_of(spec).method, "learning_rates", {})).get(spec.model.kind)
+    return (2, len(rates)) if len(rates) >= _LEAST_RATES and declared in rates else (0, 0)
 
 
 def _of_suite(record: RunRecord, suite: SuiteSpec, task: TaskSpec, *, any_recipe: bool) -> bool:
@@ -261,54 +279,26 @@ def _of_suite(record: RunRecord, suite: SuiteSpec, task: TaskSpec, *, any_recipe
     return recipe.model_dump(exclude={"learning_rate"}) == spec.training.model_dump(exclude={"learning_rate"})
 
 
+#: resource -> the readings that it is made of, where it has another name
+_READ = {"energy_kwh": ("gpu_energy_joules", "cpu_energy_joules"), "co2_kg": ("co2_kg",)}
+
+
+def _cost(found: Figure, resource: str, runs: Sequence[RunRecord]) -> Number:
+    """Return a cost, or why there is none in the words of the meter."""
+    if found.value is not None or found.why != NOT_MEASURED:
+        return told(found)
+    own = ("gpu" if runs and runs[0].environment.devices else "cpu", resource)
+    wanted = [name for name in _READ.get(resource, (resource,)) if "_energy_" not in name or name.startswith(own[0])]
+    why = (r.why_missing for run in runs for r in run.readings if r.phase == "billed" and r.quantity in wanted)
+    first = next(filter(None, why), None)
+    return Number(value=None, why=NOT_MEASURED if first is None else f"{NOT_MEASURED}: {first}")
+
+
 def _mean(values: Sequence[float | None], why: str) -> Number:
     return told(mean(values, why) if values else Figure.none("no run ended well"))
 
 
-def with_reproduced(rows: Mapping[str, Sequence[Row]], authors: Mapping[str, Sequence[str]]) -> dict[str, list[Row]]:
-    """Return the rows of every submission, those that somebody else has reproduced with that tier.
-
-    Runs have the same id wherever they run. A consistent row is reproduced where a submission without any of its
-    authors holds the same runs, consistent and with raw samples of its own, with the same FLOPs, and where each one's
-    psi lies in the other's interval.
-    """
-    # Copies are of one trace: among many submissions of one suite they are looked at once.
-    by_runs: dict[tuple[str, ...], dict[frozenset[str], list[tuple[str, Row]]]] = {}
-    for name, own in rows.items():
-        for row in own:
-            alike = by_runs.setdefault(tuple(sorted(run.run_id for run in row.runs)), {})
-            alike.setdefault(_traces(row), []).append((name, row))
-
-    def confirmed(name: str, row: Row) -> bool:
-        traces, mine = _traces(row), set(authors[name])
-        return any(
-            _agree(row, other) and mine.isdisjoint(authors[by])
-            for theirs, found in by_runs[tuple(sorted(run.run_id for run in row.runs))].items()
-            if traces.isdisjoint(theirs)
-            for by, other in found
-        )
-
-    return {
-        name: [
-            row.model_copy(update={"tier": "reproduced"}) if row.tier == "consistent" and confirmed(name, row) else row
-            for row in own
-        ]
-        for name, own in rows.items()
-    }
-
-
-def _traces(row: Row) -> frozenset[str]:
-    return frozenset(run.trace_sha256 for run in row.runs)
-
-
-def _agree(one: Row, other: Row) -> bool:
-    if other.tier == "self-reported" or not (_within(one.psi, other.psi) and _within(other.psi, one.psi)):
-        return False
-    spent = [sorted((run.run_id, str(run.gamma.get("flops"))) for run in row.runs) for row in (one, other)]
-    return spent[0] == spent[1]
-
-
-def _within(interval: Number, other: Number) -> bool:
-    if interval.low is None or interval.high is None or other.value is None:
-        return False
-    return interval.low <= other.value <= interval.high
+def _trace_of(run: Dossier) -> str:
+    """Return a hash of what the meters read, without the time: adding to every clock makes no other run."""
+    values = [row["values"] for row in run.rows("samples.jsonl") if "values" in row]
+    return sha256_of([{name: value for name, value in read.items() if name != "wall_seconds"} for read in values])

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cprbench.adapt.settings import PIN
 from cprbench.errors import StoreError, SubmissionError
 from cprbench.judge.submission import RUNS_FOLDER, SUBMISSION_FILE, SubmissionSpec
 from cprbench.runs.store import HISTORY, MANIFEST, PREDICTIONS, RECORD, SAMPLES, Run, load_runs
@@ -32,9 +31,11 @@ def pack(
     division: str = "closed",
     links: Sequence[str] = (),
     description: str = "",
+    files: Sequence[Path] = (),
 ) -> list[str]:
     """Write a submission with all runs of a folder to `out`, a new folder or a .zip; return the ids of its runs.
 
+    `files`: blueprints that runs were guided by, where they do not lie beside the runs.
     Raises SpecError for a name or author that cannot be, StoreError for damaged runs and where `out` holds files, and
     SubmissionError where the result would not be read as a submission.
     """
@@ -53,10 +54,8 @@ def pack(
     try:
         for run in found.runs:
             _copy(run, folder / RUNS_FOLDER / run.folder.name)
-        pinned = {value for run in found.runs for key, value in run.record.spec.method.settings.items() if PIN in key}
-        for beside in sorted(runs.glob("*.json")):
-            if hashlib.sha256(beside.read_bytes()).hexdigest() in pinned:  # a blueprint that a run was guided by
-                shutil.copyfile(beside, folder / RUNS_FOLDER / beside.name)
+        for path in _blueprints(found.runs, [*files, *sorted(runs.glob("*.json"))]):
+            shutil.copyfile(path, folder / RUNS_FOLDER / path.name)
         (folder / SUBMISSION_FILE).write_text(_toml(said), encoding="utf-8")
         open_bundle(folder)
         if out.suffix == ".zip":
@@ -64,10 +63,24 @@ def pack(
             shutil.rmtree(folder)
     except OSError as error:
         raise StoreError(f"{out}: cannot write ({error.strerror or error}). Pass another --out.") from None
-    except SubmissionError:
+    except (StoreError, SubmissionError):
         shutil.rmtree(folder)
         raise
     return [run.folder.name for run in found.runs]
+
+
+def _blueprints(runs: Sequence[Run], files: Sequence[Path]) -> list[Path]:
+    """Return the files that runs were guided by. Raises StoreError for one that is not among `files`."""
+    by_hash = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in files}
+    wanted = {run.record.blueprint: run for run in runs if run.record.blueprint is not None}
+    for sha256, run in sorted(wanted.items()):
+        if sha256 not in by_hash:
+            name = run.record.spec.method.settings.get("blueprint")
+            raise StoreError(
+                f"{run.folder}: it was guided by {name!r} (sha256 {sha256}), which is not beside the runs. Pass it "
+                "with --file, so that others can run it again."
+            )
+    return [by_hash[sha256] for sha256 in sorted(wanted)]
 
 
 def _copy(run: Run, target: Path) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from cprbench.adapt.packages import cache_folder
 from cprbench.errors import StoreError
 from cprbench.judge.submission import SUBMISSION_FILE, Entry, Finding
-from cprbench.submissions.board import with_reproduced
+from cprbench.submissions.neighbours import beside_one_another
 from cprbench.submissions.validation import Tasks, digest_of, folder_of, validate
 
 #: observe(entry, whether it was validated now)
@@ -28,16 +28,22 @@ def entries(
     """
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder of submissions. `cprbench pack … --out {folder}/NAME` makes one.")
+    if (folder / SUBMISSION_FILE).exists():
+        raise StoreError(f"{folder} is one submission. Name the folder of submissions that it is in.")
     tasks = Tasks(data, offline=offline)
-    found = []
+    names: set[str] = set()
+    found: list[Entry] = []
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         if path.is_dir() or path.suffix == ".zip":
             entry, fresh = _entry(path, tasks)
+            if entry.folder.casefold() in names:
+                entry = _refused(entry, f"{path.name} and another submission have one name", path.name)
+            names.add(entry.folder.casefold())
             observe(entry, fresh)
             found.append(entry)
     rows = {entry.folder: entry.rows for entry in found}
     authors = {entry.folder: entry.submission.authors for entry in found if entry.submission}
-    reproduced = with_reproduced({name: own for name, own in rows.items() if own}, authors)
+    reproduced = beside_one_another({name: own for name, own in rows.items() if own}, authors)
     return [entry.model_copy(update={"rows": reproduced.get(entry.folder, [])}) for entry in found]
 
 
@@ -66,11 +72,13 @@ def _in_its_folder(entry: Entry) -> Entry:
     """Return an entry as it is where its folder has its name: rows are told apart by it."""
     if entry.submission is None or entry.submission.name == entry.folder:
         return entry
-    finding = Finding(
-        code="B3",
-        level="invalid",
-        file=SUBMISSION_FILE,
-        message=f"name is {entry.submission.name!r}, its folder on the board is {entry.folder!r}",
-        cure="Rename the folder, or the name in the file",
+    return _refused(
+        entry, f"name is {entry.submission.name!r}, its folder on the board is {entry.folder!r}", entry.folder
     )
-    return entry.model_copy(update={"status": "invalid", "findings": [finding, *entry.findings], "rows": []})
+
+
+def _refused(entry: Entry, why: str, folder: str) -> Entry:
+    cure = "Rename the folder, or the name in the file"
+    finding = Finding(code="B3", level="invalid", file=SUBMISSION_FILE, message=why, cure=cure)
+    told = {"status": "invalid", "findings": [finding, *entry.findings], "rows": [], "folder": folder}
+    return entry.model_copy(update=told)

@@ -48,6 +48,22 @@ def test_runs_are_packed_validated_and_shown(runs: Path, tmp_path: Path) -> None
     assert (told["validated"], told["written"], told["removed"]) == (0, 0, 0)
 
 
+def test_a_page_that_was_altered_or_left_by_a_build_that_died_is_made_again(runs: Path, tmp_path: Path) -> None:
+    folder, site = tmp_path / "submissions", tmp_path / "site"
+    cli("pack", runs, "--name", "mine", "--author", "Ada", "--out", folder / "mine")
+    cli("leaderboard", "build", "--out", site, "--submissions", folder)
+    page = (site / "index.html").read_bytes()
+    (site / "index.html").write_text("tampered")
+    built = cli("leaderboard", "build", "--out", site, "--submissions", folder, "--json")
+    assert (json.loads(built.output)["written"], (site / "index.html").read_bytes()) == (1, page)
+
+
+def test_a_folder_of_another_name_is_told_where_it_belongs(runs: Path, tmp_path: Path) -> None:
+    packed = cli("pack", runs, "--name", "mine", "--author", "Ada", "--out", tmp_path / "other")
+    assert packed.exit_code == 0
+    assert "On a board it has to be called mine" in packed.output
+
+
 def test_a_contradiction_is_told_with_its_file_and_cure_and_ends_with_1(runs: Path, tmp_path: Path) -> None:
     cli("pack", runs, "--name", "mine", "--author", "Ada", "--out", tmp_path / "mine")
     run = sorted((tmp_path / "mine" / "runs").iterdir())[0]

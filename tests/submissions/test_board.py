@@ -13,9 +13,9 @@ import pytest
 from cprbench.judge.cpr import compare
 from cprbench.judge.evidence import gather
 from cprbench.judge.submission import Entry, Number, Row
-from cprbench.submissions.board import with_reproduced
+from cprbench.submissions.neighbours import beside_one_another
 from cprbench.submissions.validation import validate
-from tests.submissions.altering import edit_record, run_of
+from tests.submissions.altering import edit_lines, edit_record, run_of
 
 PARTIAL, RANDOM = "partial k=0.15", "random-submodules k=0.15"
 
@@ -59,7 +59,7 @@ def test_the_numbers_of_a_row_are_those_of_a_report_on_the_same_runs(
         assert row.psi.value == arm.final.value
         assert row.gamma["flops"].value == arm.gamma["flops"].value
         assert row.multiple_of_full["flops"].value == arm.multiple_of_full["flops"].value
-        assert (row.gamma["energy_kwh"].value, row.gamma["energy_kwh"].why) == (None, "not measured")
+        assert row.gamma["energy_kwh"].value is None and str(row.gamma["energy_kwh"].why).startswith("not measured")
 
 
 def test_baselines_and_pickers_are_marked(entry: Entry) -> None:
@@ -141,27 +141,77 @@ def test_a_checkout_with_changes_does_not_rank(whole: Path) -> None:
     assert entry.status == "consistent" and of(entry, "full").ranked
 
 
-def again(row: Row, **changes: Any) -> Row:
-    runs = [run.model_copy(update={"trace_sha256": f"{number}"}) for number, run in enumerate(row.runs)]
+def again(row: Row, psi: float = 0.0, **changes: Any) -> Row:
+    """Return a row as runs of somebody else would make it: other samples, other hours, psi a little off."""
+    runs = [
+        run.model_copy(
+            update={
+                "trace_sha256": f"{number}",
+                "psi": None if run.psi is None else run.psi + psi,
+                "gamma": {**run.gamma, "device_hours": 1.0 + number},
+            }
+        )
+        for number, run in enumerate(row.runs)
+    ]
     return row.model_copy(update={"runs": runs, **changes})
+
+
+def beside(row: Row, other: Row, authors: tuple[str, str] = ("Ada", "Grace")) -> Row:
+    names = {"one": [authors[0]], "two": [authors[1]]}
+    return beside_one_another({"one": [row], "two": [other]}, names)["one"][0]
 
 
 def test_a_row_is_reproduced_by_runs_of_other_authors_that_agree(entry: Entry) -> None:
     row = of(entry, PARTIAL)
-
-    def tier(other: Row, authors: tuple[str, str] = ("Ada", "Grace")) -> str:
-        names = {"one": [authors[0]], "two": [authors[1]]}
-        return with_reproduced({"one": [row], "two": [other]}, names)["one"][0].tier
-
-    assert tier(again(row)) == "reproduced"
-    assert tier(row) == "consistent"  # the same raw samples are a copy
-    assert tier(again(row), ("Ada", "Ada")) == "consistent"
-    assert tier(again(row, tier="self-reported")) == "consistent"
-    assert tier(again(row, psi=Number(value=0.99, low=0.98, high=1.0))) == "consistent"
+    assert beside(row, again(row)).tier == "reproduced"
+    assert beside(row, again(row, psi=0.05)).tier == "reproduced"
+    assert beside(row, again(row, psi=0.15)).tier == "consistent"  # 100 items tell that apart
+    assert beside(row, again(row), ("Ada  Lovelace", "ada lovelace")).tier == "consistent"
+    assert beside(row, again(row, tier="self-reported")).tier == "consistent"
     other = again(row)
     spent = [run.model_copy(update={"gamma": {**run.gamma, "flops": 1.0}}) for run in other.runs]
-    assert tier(other.model_copy(update={"runs": spent})) == "consistent"
-    assert tier(again(of(entry, "lora"))) == "consistent"
+    assert beside(row, other.model_copy(update={"runs": spent})).tier == "consistent"
+    same_hours = [a.model_copy(update={"gamma": b.gamma}) for a, b in zip(other.runs, row.runs, strict=True)]
+    assert beside(row, other.model_copy(update={"runs": same_hours})).tier == "consistent"
+    assert beside(row, again(of(entry, "lora"))).tier == "consistent"
+
+
+def test_a_copy_ranks_nowhere_and_neither_does_what_it_was_copied_from_until_somebody_says_which(entry: Entry) -> None:
+    row = of(entry, PARTIAL)
+    found = beside(row, row)
+    assert (found.tier, found.unranked) == (
+        "consistent",
+        ["its raw samples are those of submission two: one of them is a copy"],
+    )
+    assert beside(row, again(row)).ranked
+
+
+def test_adding_to_every_clock_makes_no_other_run(whole: Path, entry: Entry) -> None:
+    def later(rows: list[Any]) -> None:
+        for line in rows:
+            if "t" in line:
+                line["t"] = round(line["t"] + 1000, 6)
+
+    run = run_of(whole, PARTIAL, 0)
+    edit_lines(run, "samples.jsonl", later)
+    found = of(validate(whole), PARTIAL)
+    assert [r.trace_sha256 for r in found.runs] == [r.trace_sha256 for r in of(entry, PARTIAL).runs]
+
+
+def test_one_rate_that_was_tried_is_no_search(whole: Path) -> None:
+    def searched(data: Any) -> None:
+        rate = data["spec"]["training"]["learning_rate"]
+        data["search"] = {"trials": 1, "runs": ["0123456789abcdef"], "learning_rates": [rate]}
+        data["notes"]["learning_rate_from"] = "searched"
+
+    edit_record(run_of(whole, "full", 1), searched)
+    entry = validate(whole)
+    assert "no full beside it in block 1" in reasons(entry)
+
+
+def test_what_no_meter_read_says_why(entry: Entry) -> None:
+    assert "powercap" in str(of(entry, "full").gamma["energy_kwh"].why)
+    assert of(entry, "full").gamma["energy_kwh"].value is None
 
 
 def test_an_entry_survives_being_stored(entry: Entry) -> None:

@@ -101,6 +101,17 @@ def test_a_zip_on_the_board_is_the_same_as_its_folder(
     assert validated(board) == (folder, [])
 
 
+def test_a_zip_beside_a_folder_of_its_name_is_refused_and_the_folder_stays(board: Path, tmp_path: Path) -> None:
+    pack(board / "board" / "runs", board / "board.zip", name="board", authors=["Mallory"])
+    found = {entry.folder: (entry.status, bool(entry.rows)) for entry in validated(board)[0]}
+    assert found == {"board": ("consistent", True), "board.zip": ("invalid", False)}
+
+
+def test_one_submission_is_no_folder_of_submissions(board: Path) -> None:
+    with pytest.raises(StoreError, match="is one submission"):
+        shelf.entries(board / "board")
+
+
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such folder of submissions"):
         shelf.entries(tmp_path / "nowhere")

@@ -13,20 +13,43 @@ from typing import Any
 import pytest
 
 from cprbench.errors import SubmissionError
+from cprbench.submissions.packing import pack
 from cprbench.submissions.rules import RULES
 from cprbench.submissions.validation import BUNDLE_RULES, validate
 from tests.conftest import ROOT
+from tests.records_factory import make_external, store_run
 from tests.submissions.altering import edit_lines, edit_record, rehash, run_of, told
 
 PARTIAL = "partial k=0.15"
 
 
-@pytest.mark.parametrize("name", ["quickstart", "methods", "board"])
+@pytest.mark.parametrize("name", ["quickstart", "board"])
 def test_real_runs_are_consistent_under_every_rule(packed: Callable[[str], Path], name: str) -> None:
     entry = validate(packed(name))
     assert (entry.status, [f for f in entry.findings if f.level != "unranked"]) == ("consistent", []), told(entry)
     assert set(entry.checked) == {"B1", "B2", *(rule.code for rule in RULES)}
     assert entry.rows
+
+
+def test_of_every_method_only_what_a_scan_or_a_foreign_adapter_trained_is_left_open(
+    packed: Callable[[str], Path],
+) -> None:
+    entry = validate(packed("methods"))
+    assert (entry.status, {(f.code, f.level) for f in entry.findings if f.level != "unranked"}) == (
+        "unverified",
+        {("F1", "unverified")},
+    ), told(entry)
+    open_ = {row.method for row in entry.rows if row.tier == "self-reported"}
+    assert open_ == {"spectrum", "peft"}
+
+
+def test_the_psi_of_a_loop_that_is_not_ours_is_its_authors_word(tmp_path: Path, tasks: Path) -> None:
+    record = make_external()
+    store_run(tmp_path / "runs", record)
+    pack(tmp_path / "runs", tmp_path / "theirs", name="theirs", authors=["Ada"])
+    entry = validate(tmp_path / "theirs")
+    assert entry.status in ("unverified", "contradicted")
+    assert "psi is its author's word" in told(entry)
 
 
 def test_the_rules_have_codes_of_their_own_and_say_what_to_do() -> None:
@@ -181,6 +204,12 @@ def test_a_trial_that_is_left_out_is_told(submission: Path) -> None:
 
     edit_record(run, searched)
     assert "trial 0123456789abcdef of its search is not in the submission" in told(validate(submission))
+    search |= {"trials": 0, "runs": []}
+    edit_record(run, searched)
+    assert "0 trials of 1 rates are no search" in told(validate(submission))
+    search |= {"trials": 1, "runs": [run_of(submission, "lora", 1).name]}
+    edit_record(run, searched)
+    assert "did not try" in told(validate(submission))
 
 
 def test_validating_imports_no_torch_and_runs_nothing(packed: Callable[[str], Path], tasks: Path) -> None:

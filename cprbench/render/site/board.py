@@ -29,7 +29,7 @@ from cprbench.render.site.columns import (
     shown,
     suite_of,
 )
-from cprbench.render.site.ordering import Placed, ordered, score_and_cost
+from cprbench.render.site.ordering import Placed, limits_text, ordered, score_and_cost
 from cprbench.render.site.templates import page
 from cprbench.render.text import plain
 from cprbench.schema import canonical_json
@@ -39,7 +39,7 @@ ROWS_ON_A_PAGE = 200
 #: What rows.js filters and groups by, in the order of a row's data-f.
 FACETS = (
     *("suite", "model", "method", "selection", "hardware", "tier", "division", "submission"),
-    *("scale", "weights", "arm", "settings", "flags", "look"),
+    *("scale", "weights", "arm", "settings", "flags", "look", "metric", "limits", "role"),
 )
 _MOST_IN_LEGEND = 12
 _MOST_NAMED = 8
@@ -161,7 +161,8 @@ def _lead(board: Board) -> str:
 
 
 def _order(board: Board) -> str:
-    split = " Every suite version has its own front." if any(of.group for of in board.placed) else ""
+    split = " What differs in suite version, metric, limits or division never shares a front or positions."
+    split = split if any(of.group for of in board.placed) else ""
     return (
         f"First the Pareto front of {_psi(board)} against FLOPs, then the other rows by {_psi(board)}, at last those "
         f"that do not rank.{split} There is no single score. Intervals are of 95 %."
@@ -234,6 +235,9 @@ def _facets(board: Board, of: Placed) -> list[str]:
         "settings": settings,
         "flags": flags,
         "look": str(board.looks[row.method]),
+        "metric": row.metric,
+        "limits": limits_text(row),
+        "role": row.role,
     }
     return [cut(plain(found[name])) for name in FACETS]
 

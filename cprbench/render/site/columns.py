@@ -10,13 +10,14 @@ from typing import Any, get_args
 from cprbench.judge.frontier import Quadrant
 from cprbench.judge.groups import NOT_MEASURED, Figure, Told
 from cprbench.judge.submission import Entry, Number, Row
-from cprbench.render.numbers import number, percent, resource_title, score, signed, times
+from cprbench.render.numbers import in_words, number, percent, resource_title, score, signed, times
 from cprbench.schema import canonical_json, sha256_of
 from cprbench.spec import RESOURCES
 
 #: What the numbers of every axis but this one hang on: the machine.
 COUNTED = "flops"
 _MOST_LETTERS = 160
+_UNKNOWN = Number(value=None, why=NOT_MEASURED)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -60,12 +61,19 @@ class Column:
         return self.key.partition("_")[0] if self.key.startswith(("multiple_", "quadrant_")) else self.key
 
     def cell(self, of: Listed) -> Shown:
-        """Return what it says of a row."""
-        if self.words is not None:
-            found = self.words(of)
-            return replace(found, text=cut(found.text), small=cut(found.small), why=cut(found.why))
+        """Return what it says of a row on a board, where the entry's page says more."""
+        found = self.number(of.row) if self.words is None else self.words(of)
+        if found.why == NOT_MEASURED and self.resource:  # as its cost was not, which has the meter's reason
+            found = replace(found, why=shown(of.row.gamma.get(self.resource, _UNKNOWN), self.show).why)
+        return replace(found, text=cut(found.text), small=cut(found.small), why=cut(found.why))
+
+    def number(self, row: Row) -> Shown:
+        """Return the number of a row, in full."""
         assert self.told is not None
-        return shown(self.told(of.row), self.show, words=self.key == "search")
+        found = shown(self.told(row), self.show, words=self.key == "search")
+        if self.key.startswith("gamma_") and found.none:  # whatever the meter's reason begins with
+            return replace(found, text=NOT_MEASURED)
+        return found
 
 
 def shown(found: Number | Figure, show: Callable[[Told], str], *, words: bool = False) -> Shown:
@@ -74,11 +82,15 @@ def shown(found: Number | Figure, show: Callable[[Told], str], *, words: bool = 
     `words`: the reason why there is no number is the answer.
     """
     if found.value is None:
-        why = found.why or NOT_MEASURED
-        return Shown(why) if words else Shown("n/e" if why.startswith("n/e") else NOT_MEASURED, "", why, none=True)
+        code = found.why or NOT_MEASURED
+        why = in_words(code)
+        if words:
+            return Shown(why)
+        measured = code.startswith("n/e") or why != code  # what judge/ has a code for could not be estimated
+        return Shown("n/e" if measured else NOT_MEASURED, "", why.removeprefix(f"{NOT_MEASURED}: "), none=True)
     ends = (found.low, found.high) if isinstance(found, Number) else (None, None)
     interval = "" if None in ends else f"[{', '.join(show(Figure(end)) for end in ends)}]"
-    return Shown(show(found), interval, "" if interval else found.why or "", found.value)
+    return Shown(show(found), interval, "" if interval else in_words(found.why or ""), found.value)
 
 
 def entry_name(entry: Entry) -> str:
@@ -123,7 +135,7 @@ def _arm(of: Listed) -> Shown:
 
 def _quadrant(resource: str) -> Callable[[Listed], Shown]:
     def words(of: Listed) -> Shown:
-        said = of.row.quadrant.get(resource, NOT_MEASURED)
+        said = in_words(of.row.quadrant.get(resource, NOT_MEASURED))
         word, _, why = said.partition(": ")
         return Shown(word, why) if word in get_args(Quadrant) else Shown("not placed", "", said, none=True)
 
@@ -135,7 +147,7 @@ def _gamma(resource: str) -> Column:
         f"gamma_{resource}",
         resource_title(resource),
         "billed per run, choosing included (select + train, over all attempts)",
-        lambda row: row.gamma.get(resource, Number(value=None, why=NOT_MEASURED)),
+        lambda row: row.gamma.get(resource, _UNKNOWN),
         first="ascending",
         needs="suite" if resource == COUNTED else "suite hardware",
         resource=resource,
@@ -148,7 +160,7 @@ def _multiple(resource: str) -> Column:
         f"x full per {resource_title(resource)}",
         "multiple of full: gain per resource as a multiple of full tuning's; it rewards doing less, so read it beside "
         "the retained gain",
-        lambda row: row.multiple_of_full.get(resource, Number(value=None, why=NOT_MEASURED)),
+        lambda row: row.multiple_of_full.get(resource, _UNKNOWN),
         times,
         first="descending",
         needs="suite weights" if resource == COUNTED else "suite weights hardware",

@@ -12,10 +12,10 @@ from cprbench.render.site.ordering import Placed
 from cprbench.schema import canonical_json
 from cprbench.spec import RESOURCES
 
-#: Columns of the table for papers: what fits a page. It has the first rows of a board.
+#: Columns of the table for papers: what fits a page. It has the first rows of a board that rank.
 _PRINTED = (
     *("arm", "model", "selection", "psi", "gain", "retained_gain", f"gamma_{COUNTED}", f"multiple_{COUNTED}"),
-    *("blocks", "tier", "submission"),
+    *("blocks", "hardware", "suite", "tier", "submission"),
 )
 MOST_PRINTED = 200
 
@@ -88,20 +88,26 @@ def json_file(placed: Sequence[Placed]) -> bytes:
 
 
 def tex_file(placed: Sequence[Placed], title: str, metric: str) -> bytes:
-    """Return the first rows of the board as a booktabs table, as `cprbench report` prints its tables."""
+    """Return the first rows that rank as a booktabs table, as `cprbench report` prints its tables."""
     columns = [column for key in _PRINTED for column in COLUMNS if column.key == key]
-    found = [_printed(of.listed, columns) for of in placed[:MOST_PRINTED]]
+    ranked = [of.listed for of in placed if of.listed.row.ranked]
+    found = [_printed(listed, columns) for listed in ranked[:MOST_PRINTED]]
     note = "In the order of the board: the Pareto front of score against FLOPs first, then by score."
-    if len(placed) > MOST_PRINTED:
-        note += f" The first {MOST_PRINTED} of {len(placed)} rows."
+    if not ranked:
+        note = "No row of this board ranks, so none is printed."
+    if len(ranked) > MOST_PRINTED:
+        note += f" The first {MOST_PRINTED} of {len(ranked)} rows that rank."
     heads = tuple(metric if column.key == "psi" else column.title for column in columns)
     words = tuple(j for j, column in enumerate(columns) if column.told is None)
     table = Table("main", title, heads, tuple(found), (note,), words)
-    return latex.files(Report(title, (Section("board", title, (table,)),)))["main.tex"]
+    return latex.files(Report(title, (), rest=(Section("board", "", (table,)),)))["main.tex"]
 
 
 def _printed(listed: Listed, columns: Sequence[Column]) -> tuple[Cell, ...]:
-    cells = ((column, column.cell(listed)) for column in columns)
-    return tuple(
-        Cell(f"{cell.text} {cell.small}" if column.told and cell.small else cell.text) for column, cell in cells
-    )
+    def text(column: Column) -> str:
+        cell = column.cell(listed)
+        if column.key == "submission" and cell.small:
+            return f"{cell.text} ({cell.small})"
+        return f"{cell.text} {cell.small}" if column.told and cell.small else cell.text
+
+    return tuple(Cell(text(column)) for column in columns)

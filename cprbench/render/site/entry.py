@@ -9,7 +9,7 @@ from typing import Any
 
 from cprbench.judge.groups import NOT_MEASURED, Figure, Told
 from cprbench.judge.submission import RUNS_FOLDER, Entry, Row, RunLine
-from cprbench.render.numbers import number, resource_title, score
+from cprbench.render.numbers import in_words, number, resource_title, score
 from cprbench.render.site import plot
 from cprbench.render.site.columns import AXES, COLUMNS, Shown, board_name, entry_name, settings_text, shown, suite_of
 from cprbench.render.site.templates import page
@@ -43,6 +43,7 @@ def entry_page(entry: Entry) -> bytes:
         "links": [] if spec is None else spec.links,
         "description": [] if spec is None else [line for line in spec.description.split("\n") if line.strip()],
         "findings": entry.findings,
+        "zip": f"{entry_name(entry)}.zip" if entry.zipped else "",
         "checked": [f"{code}: {n} file{'s' * (n != 1)}" for code, n in sorted(entry.checked.items())],
     }
     rows = sorted(entry.rows, key=lambda row: (row.task, row.task_version, row.model, row.arm, row.id))
@@ -58,9 +59,7 @@ def _row(row: Row, folder: str) -> dict[str, Any]:
     titles = {"psi": f"psi: {row.metric}", "gain": f"gain over {row.reference}"}
 
     def told(key: str) -> Shown:
-        column = columns[key]
-        assert column.told is not None
-        return shown(column.told(row), column.show, words=key == "search")
+        return columns[key].number(row)
 
     return {
         "id": row.id,
@@ -78,7 +77,7 @@ def _row(row: Row, folder: str) -> dict[str, Any]:
             ("seconds", shown(row.seconds, number)),
         ],
         "resources": [
-            (resource_title(r), told(f"gamma_{r}"), told(f"multiple_{r}"), row.quadrant.get(r, NOT_MEASURED))
+            (resource_title(r), told(f"gamma_{r}"), told(f"multiple_{r}"), in_words(row.quadrant.get(r, NOT_MEASURED)))
             for r in AXES
         ],
         "curve": _curve(row),

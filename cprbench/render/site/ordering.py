@@ -1,7 +1,7 @@
 """The order of a board: the Pareto front of score against one resource first, then by score. There is no scalar score.
 
-What may not be compared is in groups of its own, each with its own front: suite versions (their limits differ), and
-for resources that hang on the machine, hardware classes. templates/site/rows.js orders by the same rules.
+What may not be compared is in groups of its own, each with its own front: suite versions, metrics, limits, divisions
+and, for resources that hang on the machine, hardware classes. templates/site/rows.js orders by the same rules.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cprbench.judge.submission import Row
-from cprbench.render.site.columns import COUNTED, Listed, entry_name, suite_of
+from cprbench.render.site.columns import COUNTED, Listed, division, entry_name, settings_text, suite_of
 from cprbench.spec import falls
 
 
@@ -39,9 +39,29 @@ def front(points: Sequence[tuple[float, float]]) -> set[int]:
     return found
 
 
-def scale_of(row: Row, several_metrics: bool) -> str:
-    """Return within what a row's score compares: its suite version, and the metric where a board has several."""
-    return suite_of(row) + (f", {row.metric}" if several_metrics else "")
+def _scales(rows: Sequence[Listed]) -> list[str]:
+    """Return within what the score of every row compares: its suite version, and what else differs between rows.
+
+    "" for all where nothing does. Rows that do not rank count too: they are drawn beside those that do.
+    """
+    metrics, divisions = {of.row.metric for of in rows}, {division(of) for of in rows}
+    limits: dict[str, set[str]] = {}
+    for of in rows:
+        limits.setdefault(suite_of(of.row), set()).add(limits_text(of.row))
+
+    def scale(of: Listed) -> str:
+        parts = [suite_of(of.row)]
+        parts += [of.row.metric] if len(metrics) > 1 else []
+        parts += [limits_text(of.row)] if len(limits[parts[0]]) > 1 else []
+        return ", ".join([*parts, f"{division(of)} division"] if len(divisions) > 1 else parts)
+
+    found = [scale(of) for of in rows]
+    return found if len(set(found)) > 1 else [""] * len(found)
+
+
+def limits_text(row: Row) -> str:
+    """Return a row's limits in a line."""
+    return settings_text(row.limits) or "no limits"
 
 
 def score_and_cost(row: Row, axis: str) -> tuple[float, float] | None:
@@ -58,20 +78,14 @@ def ordered(rows: Sequence[Listed], axis: str = COUNTED) -> list[Placed]:
     In every group: the front, the other rows that rank, those that lack score or cost, those that do not rank. Groups
     with rows that rank come first.
     """
-    several = len({listed.row.metric for listed in rows}) > 1
-    split = len({scale_of(listed.row, several) for listed in rows if listed.row.ranked}) > 1
-
-    def group(row: Row) -> str:
-        scale = scale_of(row, several) if split else ""
-        return " · ".join(filter(None, (scale, row.hardware_class if axis != COUNTED else "")))
-
     groups: dict[str, list[Listed]] = {}
-    for listed in rows:
-        groups.setdefault(group(listed.row), []).append(listed)
+    for listed, scale in zip(rows, _scales(rows), strict=True):
+        machine = listed.row.hardware_class if axis != COUNTED else ""
+        groups.setdefault(" · ".join(filter(None, (scale, machine))), []).append(listed)
 
-    def first(title: str) -> tuple[bool, str, int, str]:
-        row = groups[title][0].row
-        suite = (row.suite, -(row.suite_version or 0)) if split else ("", 0)
+    def first(title: str) -> tuple[bool, str, int, bool, str]:
+        of = groups[title][0]
+        suite = (of.row.suite, -(of.row.suite_version or 0), division(of) == "open") if title else ("", 0, False)
         return not any(of.row.ranked for of in groups[title]), *suite, title
 
     return [placed for title in sorted(groups, key=first) for placed in _within(groups[title], title, axis)]

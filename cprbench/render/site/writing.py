@@ -42,27 +42,41 @@ def write(entries: Sequence[Entry], out: Path) -> Written:
         nonlocal written
         made[path] = {"sha256": hashlib.sha256(content).hexdigest()} | ({"of": of} if of else {})
         target = out / path
-        if before.get(path, {}).get("sha256") != made[path]["sha256"] or not target.is_file():
+        if not _holds(target, made[path]["sha256"]):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
             written += 1
 
     try:
         hangs_on = {entry_path(entry): _hash_of(entry) for entry in entries}
-        for path, make in sorted(site_files(entries).items()):
+        files = site_files(entries)
+        # What a build that dies leaves behind is known to the next one.
+        _note(out, {path: {} for path in files} | before)
+        for path, make in sorted(files.items()):
             of = hangs_on.get(path, "")
-            if of and before.get(path, {}).get("of") == of and (out / path).is_file():
+            old = before.get(path, {})
+            if of and old.get("of") == of and _holds(out / path, old.get("sha256", "")):
                 made[path] = before[path]
             else:
                 put(path, make(), of)
         stale = sorted(set(before) - set(made))
         for path in stale:
             _remove(out, path)
-        text = json.dumps(dict(sorted(made.items())), indent=1) + "\n"
-        (out / MANIFEST).write_text(text, encoding="utf-8")
+        _note(out, made)
     except OSError as error:
         raise StoreError(f"{out}: cannot write ({error.strerror or error}). Pass another --out DIR.") from None
     return Written(len(made), written, len(stale))
+
+
+def _holds(target: Path, sha256: str) -> bool:
+    return target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == sha256
+
+
+def _note(out: Path, files: dict[str, dict[str, str]]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    part = out / f".{MANIFEST}"
+    part.write_text(json.dumps(dict(sorted(files.items())), indent=1) + "\n", encoding="utf-8")
+    part.replace(out / MANIFEST)
 
 
 def _hash_of(entry: Entry) -> str:

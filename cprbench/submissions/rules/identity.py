@@ -10,7 +10,7 @@ from cprbench.adapt.settings import PIN, settings_of
 from cprbench.errors import CprbenchError
 from cprbench.runs.arms import arm_of
 from cprbench.runs.planner import run_id
-from cprbench.spec import block_seed
+from cprbench.spec import RunSpec, block_seed
 from cprbench.submissions.dossier import Dossier, Flaw, Rule
 from cprbench.submissions.known import models, suites
 from cprbench.tasks import training_for
@@ -162,6 +162,9 @@ def _searched(run: Dossier, rate: float | None) -> Iterator[Flaw]:
     if search is None or rate not in search.learning_rates:
         yield Flaw("record.json", f"spec.training.learning_rate {rate} is none of those that were tried")
         return
+    if len(search.runs) != len(search.learning_rates) or len(set(search.runs)) < len(search.runs):
+        yield Flaw("record.json", f"{len(search.runs)} trials of {len(search.learning_rates)} rates are no search")
+        return
     edge = len(search.learning_rates) > 1 and rate in (min(search.learning_rates), max(search.learning_rates))
     if (search.trials, search.best_at_edge) != (len(search.runs), edge):
         yield Flaw("record.json", f"search says {search.trials} trials, best at edge {search.best_at_edge}")
@@ -176,10 +179,18 @@ def _searched(run: Dossier, rate: float | None) -> Iterator[Flaw]:
         own = trial.spec
         if own is None or own.training.learning_rate != tried or trial.record.role != "search":
             yield Flaw("record.json", f"trial {trial.run_id} did not try {tried}")
+        elif run.spec is not None and _tried(own) != _tried(run.spec):
+            yield Flaw("record.json", f"trial {trial.run_id} is of another method, task, model or recipe")
         if trial.record.status == "ok" and trial.record.psi.validation is not None:
             found.append((trial.record.psi.validation["nll"], tried))
     if found and min(found)[1] != rate:
         yield Flaw("record.json", f"the best of its trials is {min(found)[1]}, it took {rate}")
+
+
+def _tried(spec: RunSpec) -> list[object]:
+    """Return what a trial shares with the run that its rate is for: all but the rate, the data and where it ends."""
+    recipe = spec.training.model_dump(exclude={"learning_rate"})
+    return [spec.task, spec.model.weights_sha256, spec.method, recipe]
 
 
 def _own_versions(run: Dossier) -> Iterator[Flaw]:

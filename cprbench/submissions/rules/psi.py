@@ -64,6 +64,9 @@ def _broken(row: Mapping[str, Any], run: Dossier) -> str | None:
 
 def _scores(run: Dossier) -> Iterator[Flaw]:
     record = run.record
+    if run.spec is None:
+        why = "a loop that is not ours: psi is its author's word"
+        yield Flaw("record.json", why, "unverified", "Nothing to do: it is shown, and does not rank")
     if run.spec is None or run.task is None:
         return
     for when, name in _FILES:
@@ -95,7 +98,8 @@ def _references(run: Dossier) -> Iterator[Flaw]:
     if spec is None or run.task is None or not any(run.rows(name) for _, name in _FILES):
         return
     if isinstance(run.dataset, str):
-        yield Flaw(PREDICTIONS, f"the references are not here: {run.dataset}", "unverified", "Pass --data DIR")
+        why = " ".join(f"the references are not here: {run.dataset}".split())
+        yield Flaw(PREDICTIONS, why, "unverified", "Let them be fetched (no --offline), or pass --data DIR")
         return
     wanted = _sample(run.dataset, "test", run.task.name, spec.training.eval_items)
     for _, name in _FILES:

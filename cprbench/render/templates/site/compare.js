@@ -5,13 +5,11 @@ const figure = value => {
   if (Math.abs(value) >= 1e6 || Math.abs(value) < 1e-4) return `${digits}e${power[0]}${power.slice(1).padStart(2, "0")}`;
   return Math.abs(value) >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
 };
-const differ = {weights: "weights", hardware: "hardware"};
-const named = {suite: "suite version", weights: "weights", hardware: "hardware class"};
-const apart = (a, b, needs) => needs.split(" ").filter(need => {
-  if (need === "suite") return a.f[F.suite] !== b.f[F.suite] || a.f[F.scale] !== b.f[F.scale];
-  const [one, two] = [a, b].map(row => row.f[F[differ[need]]]);
+const named = {suite: "suite version", hardware: "hardware class"};
+const apart = (a, b, needs) => needs.replace("suite", "suite metric limits role").split(" ").filter(need => {
+  const [one, two] = [a, b].map(row => row.f[F[need]]);
   return need && (!one || one !== two); // weights that nobody saw are nobody's
-}).map(need => `other ${named[need]}`);
+}).map(need => `other ${named[need] ?? need}`);
 const against = (a, b, {n, key, needs, first, show}) => {
   if (n < 0) return words(a, key) === words(b, key) ? "same" : "differs";
   if (a.v[n] === null || b.v[n] === null) return "";
@@ -36,7 +34,8 @@ const side = () => {
     return;
   }
   const [a, b] = two, other = apart(a, b, "suite weights hardware");
-  const note = other.length ? `Not comparable in part: ${other.join(", ")}. ` : "";
+  const division = a.f[F.division] === b.f[F.division] ? "" : "Other division: recipe and arms may differ. ";
+  const note = (other.length ? `Not comparable in part: ${other.join(", ")}. ` : "") + division;
   const line = h => {
     const cells = [a, b].map(row => {
       const own = row.tr.cells[h.i], td = make("td", {}, ...[...own.childNodes].map(node => node.cloneNode(true)));

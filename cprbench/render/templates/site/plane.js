@@ -67,7 +67,13 @@ const draw = groups => {
     on.length ? `On the front: ${on.slice(0, 8).map(row => about(row, gamma, unit)).join("; ")}${on.length > 8 ? ` and ${on.length - 8} more` : ""}.` : found.length ? "No row is on a front." : "No row has both.",
     rest ? `Not drawn: ${rest} rows without a score or ${unit}, or of another group, with which these do not compare.` : "",
   ].join(" ").trim();
-  if (!found.length) return;
+  if (!found.length) {
+    const some = groups.flatMap(group => group.rows), costs = some.some(row => value(row, gamma) !== null);
+    const why = !some.length ? "no row fits" : costs ? "no row here has both" : "not measured in any row here";
+    axes.append(drawn("text", {class: "unit", x: (left + right) / 2, y: (top + bottom) / 2, "text-anchor": "middle"}, `${unit}: ${why}`));
+    document.querySelector(".legend").replaceChildren();
+    return;
+  }
   const xs = span(found.map(row => value(row, gamma)), true), ys = span(found.map(row => value(row, "psi")), false);
   const x = scale(xs, left, right - left), y = scale(ys, bottom, top - bottom);
   for (const v of ticks(xs)) axes.append(drawn("path", {d: `M${x(v)} ${top}V${bottom}`}), drawn("text", {x: x(v), y: bottom + 16, "text-anchor": "middle"}, tick(v)));

@@ -25,7 +25,7 @@ const read = body => {
   for (const tr of body.querySelectorAll("tr[data-v]")) {
     const f = JSON.parse(tr.dataset.f), v = JSON.parse(tr.dataset.v), id = tr.id.slice(2);
     if (tr.ownerDocument !== document) document.adoptNode(tr); // else all of its page is kept in memory
-    const row = {tr, id, v, f, at: rows.length, text: f.join(" ").toLowerCase(), position: null, front: false};
+    const row = {tr, id, v, f, at: rows.length, text: f.slice(0, F.flags).join(" ").toLowerCase(), position: null, front: false};
     row.ranked = f[F.flags].includes("r");
     row.baseline = f[F.flags].includes("b");
     row.falls = f[F.flags].includes("d");
@@ -222,7 +222,7 @@ const show = () => {
 const tell = (shown, groups) => {
   const said = [`${shown} of ${rows.length} rows.`];
   if (shown < rows.length || groups.length > 1) said.push(`Positions and fronts are of ${groups.length > 1 ? "each group" : "these rows"}.`);
-  if (extra.row && !byId.has(extra.row)) said.push("The row that the address names is on another page.");
+  if (extra.row && !byId.has(extra.row)) said.push(`The row that the address names is not on this ${whole ? "board" : "page"}.`);
   if (machine) said.push("Grouped by hardware class: what hangs on the machine compares only inside one.");
   count.textContent = [...said, failed].join(" ").trim();
 };
