@@ -2,7 +2,8 @@
 
 Every submission holds ten real runs of tests/records/board.zip: full tuning, random submodules and one other arm in
 three blocks, and one run more. Names, authors and answers differ: the likelihoods of some items' two choices change
-places, prediction, psi and manifest follow, so that rules find nothing wrong and no two rows have the same score.
+places, prediction, psi and manifest follow, so that rules find nothing wrong and no two rows have the same score. A
+sample that no reading is made of differs too: runs with the same samples are copies, and do not rank.
 
 Limits: 60 s to build after one submission was touched, and from stored entries into an empty folder; 400 KiB for the
 first view of the board, compressed (page, style, scripts); 200 ms from a filter or a sort to the second frame after it,
@@ -37,7 +38,7 @@ from typing import Any
 
 from cprbench.adapt.packages import cache_folder
 from cprbench.adapt.scoring import Prediction, psi
-from cprbench.runs.store import MANIFEST, PREDICTIONS, RECORD
+from cprbench.runs.store import MANIFEST, PREDICTIONS, RECORD, SAMPLES
 
 LIMIT_SECONDS, LIMIT_KIB, LIMIT_MS = 60.0, 400.0, 200.0
 _SUBMISSIONS, _RUNS = 1000, 10
@@ -115,7 +116,15 @@ def _answered(files: Mapping[str, bytes], luck: random.Random, skill: float) -> 
     record["psi"]["final"] = psi([Prediction.from_row(row) for row in rows], list(record["psi"]["final"]))
     text = json.dumps(record, indent=1, ensure_ascii=False)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    return {**files, RECORD: text.encode(), PREDICTIONS: lines.encode()}
+    return {**files, RECORD: text.encode(), PREDICTIONS: lines.encode(), SAMPLES: _sampled(files[SAMPLES], luck)}
+
+
+def _sampled(samples: bytes, luck: random.Random) -> bytes:
+    """Return a run's samples with another value where no reading is made of it: two runs never have the same."""
+    rows = [json.loads(line) for line in samples.splitlines()]
+    edge = next(row for row in rows if row.get("edge") == "start" and "pss_bytes" in row["values"])
+    edge["values"]["pss_bytes"] -= luck.randrange(1, 200_000)
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:

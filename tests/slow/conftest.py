@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, sync_playwright
 from tests.hostile.payloads import PAYLOADS
 from tests.render.site.entries import many
 from tests.render.site.test_pages import hostile, refused
-from tests.slow.sites import falling, long, small, write
+from tests.slow.sites import divided, falling, long, small, write
 
 AXE = Path(sys.prefix, "npm", "node_modules", "axe-core", "axe.min.js")
 
@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(hostile(PAYLOADS), root / "hostile")
     write(long(), root / "long")
     write(falling(), root / "falling")
+    write(divided(), root / "divided")
     return root
 
 

@@ -38,7 +38,16 @@ def small() -> list[Entry]:
         ),
         make_row(0.89, arm="bitfit", hardware_class=GPU, gamma=costs(7e12, 0.03) | {"flops": no("no counter")}),
     ]
-    return [make_entry("first", rows), make_entry("second", others, spec={"division": "open"})]
+    return [make_entry("first", rows), make_entry("second", others)]
+
+
+def divided() -> list[Entry]:
+    """Return a board of two divisions, and of a row with other limits that does not rank."""
+    limits = {"eval_items": 400}
+    ours = [make_row(0.9, 1e12, arm="full", limits=limits), make_row(0.8, 2e12, arm="head", limits=limits)]
+    smoke = make_row(0.99, 1e10, arm="smoke", limits={"eval_items": 8}, unranked=["a smoke test"])
+    theirs = make_row(0.95, 1e11, arm="lora", limits=limits)
+    return [make_entry("first", [*ours, smoke]), make_entry("second", [theirs], spec={"division": "open"})]
 
 
 def falling() -> list[Entry]:

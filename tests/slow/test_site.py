@@ -25,9 +25,12 @@ def test_filters_act_together_and_say_how_many_rows_are_left(browser: Browser, a
         page.wait_for_selector("text=No row fits.")
         page.get_by_role("button", name="Reset").click()
         assert len(arms(page)) == 6 and "#" not in page.url
-        page.select_option("[name=division]", "open")
+        page.select_option("[name=hardware]", GPU)
         page.select_option("[name=kind]", "method")
         assert arms(page) == ["lora r=8", "bitfit"]
+    with opened(browser, f"{address}/divided/{BOARD}") as page:
+        page.select_option("[name=division]", "open")
+        assert arms(page) == ["lora"]
 
 
 def test_a_column_is_sorted_by_keyboard_the_better_way_first(browser: Browser, address: str) -> None:
@@ -167,6 +170,40 @@ def test_two_rows_are_compared_and_what_may_not_be_is_told(browser: Browser, add
     with opened(browser, url) as page:
         page.wait_for_selector("#compare tbody tr")
         assert line("device hours")[2] == "not comparable: other hardware class"
+
+
+def test_divisions_and_limits_are_drawn_apart_and_compare_says_so(browser: Browser, address: str) -> None:
+    titles = ["core v1, eval_items 400, closed division", "core v1, eval_items 400, open division"]
+    with opened(browser, f"{address}/divided/{BOARD}") as page:
+        assert page.locator(".points a").count() == 2  # of the closed division
+        page.select_option("[name=kind]", "method")
+        assert groups(page) == [*titles, "core v1, eval_items 8, closed division"]
+        assert [text.split("\n")[0] for text in cells(page, "position")] == ["1", "2", "1", "–"]
+        expect(page.locator("#plot-title")).to_contain_text("(core v1, eval_items 400, closed division)")
+        expect(page.locator(".points a")).to_have_count(2)
+        psi = page.locator("#compare tbody tr:has(th:text-is('psi: accuracy')) td").last
+        page.get_by_label("Compare full").check()
+        page.get_by_label("Compare lora").check()
+        assert psi.inner_text() == "+0.050" and "Other division:" in page.locator("#compare").inner_text()
+        page.get_by_label("Compare lora").uncheck()
+        page.get_by_label("Compare smoke").check()
+        assert psi.inner_text() == "not comparable: other limits"
+        assert "Not comparable in part: other limits." in page.locator("#compare").inner_text()
+
+
+def test_a_resource_that_nobody_measured_is_told_in_the_drawing(browser: Browser, address: str) -> None:
+    with opened(browser, f"{address}/small/{BOARD}") as page:
+        page.locator("label[for=a-energy_kwh]").click()
+        expect(page.locator("figure.plot .axes text")).to_have_text("kWh: not measured in any row here")
+        assert page.locator(".legend li").count() == 0
+        page.locator("label[for=a-flops]").click()
+        expect(page.locator(".points a")).to_have_count(5)
+        assert page.locator(".legend li").count() == 4
+
+
+def test_an_address_of_a_row_that_is_gone_says_so(browser: Browser, address: str) -> None:
+    with opened(browser, f"{address}/small/{BOARD}#r-000000000000") as page:
+        page.wait_for_selector("text=The row that the address names is not on this board.")
 
 
 def test_a_mark_leads_to_its_row_and_a_row_to_its_mark(browser: Browser, address: str) -> None:

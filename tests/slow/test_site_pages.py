@@ -85,6 +85,17 @@ def test_no_page_is_wider_than_its_window(path: str, width: int, browser: Browse
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("path", ["small/entries/first/index.html", f"small/{BOARD}"])
+def test_no_label_of_an_axis_is_cut(path: str, width: int, browser: Browser, address: str) -> None:
+    with opened(browser, f"{address}/{path}", width) as page:
+        for svg in page.locator("figure.plot > svg").all():
+            ends = svg.locator("text").evaluate_all("all => all.map(text => text.getBoundingClientRect().right)")
+            edge = svg.evaluate("e => e.getBoundingClientRect().right")
+            assert svg.evaluate("e => getComputedStyle(e).overflow") == "visible" or max(ends) <= edge
+            assert ends and max(ends) <= width
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("path", "width"), [*((path, 1400) for path in PAGES), (f"middle/{BOARD}", 360)])
 def test_axe_finds_nothing_wrong(path: str, width: int, scheme: Any, browser: Browser, address: str) -> None:

@@ -63,8 +63,9 @@ class Column:
     def cell(self, of: Listed) -> Shown:
         """Return what it says of a row on a board, where the entry's page says more."""
         found = self.number(of.row) if self.words is None else self.words(of)
-        if found.why == NOT_MEASURED and self.resource:  # as its cost was not, which has the meter's reason
-            found = replace(found, why=shown(of.row.gamma.get(self.resource, _UNKNOWN), self.show).why)
+        cost = of.row.gamma.get(self.resource, _UNKNOWN)
+        if found.none and found.why == NOT_MEASURED and cost.value is None:  # the cost has the meter's reason
+            found = replace(found, why=shown(cost, self.show).why)
         return replace(found, text=cut(found.text), small=cut(found.small), why=cut(found.why))
 
     def number(self, row: Row) -> Shown:
@@ -86,8 +87,8 @@ def shown(found: Number | Figure, show: Callable[[Told], str], *, words: bool = 
         why = in_words(code)
         if words:
             return Shown(why)
-        measured = code.startswith("n/e") or why != code  # what judge/ has a code for could not be estimated
-        return Shown("n/e" if measured else NOT_MEASURED, "", why.removeprefix(f"{NOT_MEASURED}: "), none=True)
+        lacks = code.startswith("n/e") or why != code  # what judge/ has a code for does not exist
+        return Shown("n/e" if lacks else NOT_MEASURED, "", why.removeprefix(f"{NOT_MEASURED}: "), none=True)
     ends = (found.low, found.high) if isinstance(found, Number) else (None, None)
     interval = "" if None in ends else f"[{', '.join(show(Figure(end)) for end in ends)}]"
     return Shown(show(found), interval, "" if interval else in_words(found.why or ""), found.value)

@@ -58,8 +58,20 @@ def test_latex_prints_the_text_of_strangers_and_runs_nothing_of_it() -> None:
 
 
 def test_latex_has_the_first_rows_of_a_long_board_and_says_so() -> None:
-    (board,) = boards_of(many(MOST_PRINTED + 3))
+    (board,) = boards_of(many(MOST_PRINTED + 40))
     text = tex_file(board.placed, board.title, "accuracy").decode()
-    assert f"The first {MOST_PRINTED} of {MOST_PRINTED + 3} rows." in text
+    assert f"The first {MOST_PRINTED} of {board.ranked} rows that rank." in text and board.ranked > MOST_PRINTED
     (few,) = boards_of(many(3))
     assert "The first" not in tex_file(few.placed, few.title, "accuracy").decode()
+
+
+def test_latex_prints_what_ranks_with_its_suite_and_machine_under_one_title() -> None:
+    on, off = make_row(0.7, arm="lora r=4"), make_row(0.9, arm="bitfit", unranked=["a smoke test"])
+    (board,) = boards_of([make_entry(rows=[on, off], spec={"division": "open"})])
+    text = tex_file(board.placed, board.title, "accuracy").decode()
+    assert "lora" in text and "bitfit" not in text
+    assert "core v1" in text and "GenuineIntel" in text and "open division" in text
+    assert text.count("movie-snippets v1") == 1
+    (none,) = boards_of([make_entry(rows=[off])])
+    text = tex_file(none.placed, none.title, "accuracy").decode()
+    assert "No row of this board ranks" in text and "bitfit" not in text

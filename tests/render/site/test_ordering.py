@@ -96,8 +96,30 @@ def test_versions_of_a_suite_have_fronts_of_their_own_the_newest_first() -> None
         ("core v1", "old", True),
         ("other v1", "off", False),
     ]
-    alone = placed(old, at("off", 0.99, 1e9, suite="other", unranked=["x"]))
-    assert {of.group for of in alone} == {""}  # one suite ranks: nothing to tell apart
+    assert {of.group for of in placed(old, at("too", 0.5, 1e9))} == {""}  # nothing to tell apart
+
+
+def test_what_does_not_rank_of_another_version_metric_or_limit_is_in_no_group_that_ranks() -> None:
+    off = {"unranked": ["a smoke test"]}
+    found = placed(
+        at("a", 0.7, 1e12, limits={"eval_items": 400}),
+        at("b", 0.9, 1e10, limits={"eval_items": 8}, **off),
+        at("c", 0.9, 1e10, limits={"eval_items": 400}, suite_version=2, **off),
+        at("d", 0.9, 1e10, limits={"eval_items": 400}, metric="nll", **off),
+    )
+    assert found[0].group == "core v1, accuracy, eval_items 400" and found[0].position == 1
+    assert len({of.group for of in found}) == 4
+
+
+def test_divisions_have_fronts_and_positions_of_their_own_closed_first() -> None:
+    closed = make_entry("first", [at("a", 0.7, 1e12), at("worse", 0.6, 2e12)])
+    open_ = make_entry("second", [at("b", 0.9, 1e10)], spec={"division": "open"})
+    found = ordered([Listed(entry, row) for entry in (open_, closed) for row in entry.rows])
+    assert [(of.group, of.listed.row.arm, of.position, of.front) for of in found] == [
+        ("core v1, closed division", "a", 1, True),
+        ("core v1, closed division", "worse", 2, False),
+        ("core v1, open division", "b", 1, True),
+    ]
 
 
 def test_two_metrics_never_share_a_front() -> None:

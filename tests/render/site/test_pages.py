@@ -133,10 +133,50 @@ def test_what_was_not_measured_is_told_in_words_with_the_reason_and_is_no_number
     entry = make_entry(rows=[make_row(multiple_of_full=times, psi=Number(value=None, why="no run ended well"))])
     board, own = (dict(render([entry]))[path].decode() for path in (BOARD, entry_path(entry)))
     assert ' n" title="no energy counter on this machine">not measured</td>' in board
-    assert ' n" title="n/e: gain_not_positive">n/e</td>' in board
+    assert ' n" title="n/e: the gain is not above 0">n/e</td>' in board
     values = re.search(r'data-v="([^"]*)"', board)
     assert values and values[1].startswith("[null,") and values[1].count("null") >= 11
     assert "no energy counter on this machine" in Page(own.encode()).text and "no run ended well" in own
+
+
+def test_codes_of_the_judge_are_words_on_pages_and_codes_in_the_csv() -> None:
+    row = make_row(
+        retained_gain=no("denominator_not_positive"),
+        psi=Number(value=0.8, why="zero_variance"),
+        multiple_of_full={name: no("n/e: full_gain_not_positive") for name in RESOURCES},
+        quadrant=dict.fromkeys(RESOURCES, "psi: zero_variance"),
+    )
+    files = dict(render([make_entry(rows=[row])]))
+    for path, said in files.items():
+        if path.endswith(".html"):
+            assert not re.search(rb"zero_variance|_not_positive|cost_is_zero", said), path
+    board = files[BOARD].decode()
+    assert ' n" title="what it is divided by is not shown to be above 0">n/e</td>' in board
+    assert "all blocks say the same" in board and "full tuning&#39;s own gain is not shown" in board
+    assert b"denominator_not_positive" in files["data/movie-snippets-v1.csv"]
+
+
+def test_a_cost_that_no_meter_read_has_the_meters_reason_cut_on_boards_alone() -> None:
+    why = "no RAPL zone under /sys/class/powercap, " + "x" * 200
+    row = make_row(gamma=make_row().gamma | {"energy_kwh": no(f"not measured: {why}"), "co2_kg": no("n/e: no grid")})
+    files = dict(render([make_entry(rows=[row])]))
+    board, own = files[BOARD].decode(), files["entries/first/index.html"].decode()
+    assert board.count(f'title="{why[:160]}…">not measured</td>') == 2  # the cost, and its multiple
+    assert 'title="n/e: no grid">not measured</td>' in board
+    assert f'not measured<span class="reason">{why}</span>' in own
+
+
+def test_runs_of_a_zip_are_unpacked_before_they_are_run_again() -> None:
+    rows = [make_row()]
+    assert "unpack it first" in Page(entry_page(make_entry(rows=rows, zipped=True))).text
+    assert "unpack it first" not in Page(entry_page(make_entry(rows=rows))).text
+
+
+def test_a_board_and_the_first_page_say_that_divisions_do_not_share_a_front() -> None:
+    entries = [make_entry("a", [make_row()]), make_entry("b", [make_row(0.7)], spec={"division": "open"})]
+    files = dict(render(entries))
+    assert "division never shares a front" in Page(files[BOARD]).text
+    assert "the closed and the open division: each has its own positions, closed first" in Page(files["index.html"]).text
 
 
 def test_submissions_without_rows_are_named_with_the_first_lines_of_what_is_wrong() -> None:

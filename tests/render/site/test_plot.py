@@ -40,6 +40,8 @@ def test_the_plane_is_of_one_group_alone() -> None:
     new, old = make_row(0.7, 1e11, suite_version=2), make_row(0.9, 1e12)
     page = board(new, old)
     assert set(marks(page)) == {new.id} and "against billed FLOPs per run (core v2)" in page
+    smoke = board(make_row(0.7, 1e11), make_row(0.9, 1e12, suite="", suite_version=None, unranked=["a smoke test"]))
+    assert len(marks(smoke)) == 1 and "(core v1)" in smoke
     both = board(new, make_row(0.9, 1e12, suite_version=2, hardware_class=GPU))
     assert len(marks(both)) == 2  # FLOPs compare across machines
 
