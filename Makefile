@@ -10,7 +10,7 @@ test: .venv/dev.stamp lint  ## lint, types and tests
 	$(BIN)/python -m pytest tests --ignore=tests/slow --ignore=tests/gpu -n 2 --dist loadfile
 
 test-slow: .venv/dev.stamp .venv/slow.stamp  ## every test over 20 seconds
-	$(BIN)/python -m pytest tests/slow
+	$(BIN)/python -m pytest tests/slow -n 2 --dist loadfile
 
 gpu-test: .venv/dev.stamp  ## what needs a GPU; says what it could not do
 	$(BIN)/python -m pytest tests/gpu -rs

@@ -58,7 +58,7 @@ def _entry(path: Path, tasks: Tasks) -> tuple[Entry, bool]:
             part.write_text(entry.model_dump_json(by_alias=True), encoding="utf-8")
             part.replace(stored)
     # The same bytes may lie in two folders: an entry is that of its own.
-    return _in_its_folder(entry.model_copy(update={"folder": folder_of(path)})), fresh
+    return _in_its_folder(entry.model_copy(update={"folder": folder_of(path), "zipped": not path.is_dir()})), fresh
 
 
 def _read(stored: Path) -> Entry | None:

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page
 
 from cprbench.judge.submission import Entry
 from cprbench.render.site import render
-from tests.render.site.entries import GPU, make_entry, make_row, many, no, num
+from tests.render.site.entries import GPU, make_entry, make_row, make_run, many, no, num
 
 BOARD = "movie-snippets-v1/index.html"
 ROWS = "#board tr[data-v]"
@@ -44,7 +44,8 @@ def small() -> list[Entry]:
 def divided() -> list[Entry]:
     """Return a board of two divisions, and of a row with other limits that does not rank."""
     limits = {"eval_items": 400}
-    ours = [make_row(0.9, 1e12, arm="full", limits=limits), make_row(0.8, 2e12, arm="head", limits=limits)]
+    edge = [make_run(0, curve=[(1.05e12, 0.5), (1.2405e12, 0.8)])]  # 1.25×10¹² stands at the right edge
+    ours = [make_row(0.9, 1e12, arm="full", limits=limits, runs=edge), make_row(0.8, 2e12, arm="head", limits=limits)]
     smoke = make_row(0.99, 1e10, arm="smoke", limits={"eval_items": 8}, unranked=["a smoke test"])
     theirs = make_row(0.95, 1e11, arm="lora", limits=limits)
     return [make_entry("first", [*ours, smoke]), make_entry("second", [theirs], spec={"division": "open"})]

@@ -86,7 +86,7 @@ def test_no_page_is_wider_than_its_window(path: str, width: int, browser: Browse
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("path", ["small/entries/first/index.html", f"small/{BOARD}"])
+@pytest.mark.parametrize("path", ["divided/entries/first/index.html", f"divided/{BOARD}"])
 def test_no_label_of_an_axis_is_cut(path: str, width: int, browser: Browser, address: str) -> None:
     with opened(browser, f"{address}/{path}", width) as page:
         for svg in page.locator("figure.plot > svg").all():

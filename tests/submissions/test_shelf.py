@@ -98,7 +98,9 @@ def test_a_zip_on_the_board_is_the_same_as_its_folder(
     folder = validated(board)[0]
     shutil.rmtree(board / "board")
     shutil.move(tmp_path / "board.zip", board)
-    assert validated(board) == (folder, [])
+    found, now = validated(board)
+    assert ([entry.zipped for entry in (*folder, *found)], now) == ([False, True], [])
+    assert [entry.model_copy(update={"zipped": False}) for entry in found] == folder
 
 
 def test_a_zip_beside_a_folder_of_its_name_is_refused_and_the_folder_stays(board: Path, tmp_path: Path) -> None:

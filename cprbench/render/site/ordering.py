@@ -53,6 +53,7 @@ def _scales(rows: Sequence[Listed]) -> list[str]:
         parts = [suite_of(of.row)]
         parts += [of.row.metric] if len(metrics) > 1 else []
         parts += [limits_text(of.row)] if len(limits[parts[0]]) > 1 else []
+        parts += [f"{of.row.role} runs"] if of.row.role != "run" else []
         return ", ".join([*parts, f"{division(of)} division"] if len(divisions) > 1 else parts)
 
     found = [scale(of) for of in rows]

@@ -106,9 +106,10 @@ def test_what_does_not_rank_of_another_version_metric_or_limit_is_in_no_group_th
         at("b", 0.9, 1e10, limits={"eval_items": 8}, **off),
         at("c", 0.9, 1e10, limits={"eval_items": 400}, suite_version=2, **off),
         at("d", 0.9, 1e10, limits={"eval_items": 400}, metric="nll", **off),
+        at("e", 0.9, 1e10, limits={"eval_items": 400}, role="smoke", **off),
     )
     assert found[0].group == "core v1, accuracy, eval_items 400" and found[0].position == 1
-    assert len({of.group for of in found}) == 4
+    assert len({of.group for of in found}) == 5
 
 
 def test_divisions_have_fronts_and_positions_of_their_own_closed_first() -> None:

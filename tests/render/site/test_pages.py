@@ -176,7 +176,9 @@ def test_a_board_and_the_first_page_say_that_divisions_do_not_share_a_front() ->
     entries = [make_entry("a", [make_row()]), make_entry("b", [make_row(0.7)], spec={"division": "open"})]
     files = dict(render(entries))
     assert "division never shares a front" in Page(files[BOARD]).text
-    assert "the closed and the open division: each has its own positions, closed first" in Page(files["index.html"]).text
+    assert (
+        "the closed and the open division: each has its own positions, closed first" in Page(files["index.html"]).text
+    )
 
 
 def test_submissions_without_rows_are_named_with_the_first_lines_of_what_is_wrong() -> None:
