@@ -267,7 +267,7 @@ def _dossiers(bundle: Bundle, spec: SubmissionSpec, tasks: Tasks) -> dict[str, D
 def _block_of(record: RunRecord) -> str:
     """Return a hash of what runs share that start from the same model and are asked the same."""
     spec = record.spec
-    if not isinstance(spec, RunSpec) or spec.method.name == "qlora":  # its base is the quantised model
+    if not isinstance(spec, RunSpec):
         return record.run_id
     recipe = spec.training.model_dump(exclude={"learning_rate"})
     place = [spec.seed, record.environment.hardware_class, record.role == "search"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cprbench.meters.carbon import CarbonFactors
@@ -40,6 +40,7 @@ _APART_SECONDS, _SLEW = 0.5, 1e-3
 #: Counters that only rise, but for the kernel's time of waiting for disks, which falls by tenths now and then (s).
 _RISING = re.compile(r"cpu_\w+_seconds|rapl_\w+_joules")
 _FALLS_SECONDS = 5.0
+_KILLED = "Run it again into a new --out: what the killed attempt measured was not kept"
 #: The kernel counts resident pages per thread and adds them up now and then.
 _PAGES = 0.99
 
@@ -47,11 +48,6 @@ _PAGES = 0.99
 def cached(run: Dossier) -> list[Reading]:
     """Return the readings of scores that a run's own attempt took over."""
     return [r for r in run.record.readings if r.attempt == run.record.attempts and CACHED in r.flags]
-
-
-def paid_before(run: Dossier) -> bool:
-    """Return whether an earlier attempt may have measured scores: a later one's history has them, its bill does not."""
-    return run.record.attempts > 1 and bool(told(run, "notes", "scores"))
 
 
 # --- the trace --------------------------------------------------------------------------------------
@@ -212,15 +208,25 @@ def _own_machine(run: Dossier) -> Iterator[Flaw]:
     named = " + ".join(f"{count}x {kind}" for kind, count in sorted(classes.items())) or None
     allotted = sum(map(float, shares)) if shares and None not in shares else None
     found: dict[str, Any] = {"facts.gpu": {"hardware_class": named, "allotted": allotted}}
+    for_cpus = environment.packages.get("torch", "").endswith("+cpu")
     if environment.devices:
         said |= {"devices": environment.devices, "hardware_class": environment.hardware_class}
         found |= {"devices": gpus, "hardware_class": named}
-        if environment.packages.get("torch", "").endswith("+cpu"):
+        if _ended_well(run) and for_cpus:
             yield Flaw(RECORD, "it says that it ran on a GPU, and its torch is built for CPUs alone")
     elif not on_gpu(run):
         if not CPU_CLASS.fullmatch(environment.hardware_class):
             yield Flaw(RECORD, f"hardware_class {environment.hardware_class!r:.120} is that of no CPU")
         said["facts.cores"], found["facts.cores"] = told(run, "facts", "cores") or cores_of(run), cores_of(run)
+    if _ended_well(run):
+        together, devices = told(run, "notes", "processes"), environment.devices
+        said["facts.processes"], found["facts.processes"] = told(run, "facts", "processes"), together
+        if together is not None and (type(together) is not int or together < 2):
+            yield Flaw(RECORD, f"notes.processes is {together!r:.80}: it tells of several, or is not there")
+        elif together is not None and on_gpu(run) and together > len(devices):
+            yield Flaw(RECORD, f"notes.processes is {together}, and each holds one of its {len(devices)} devices")
+        if run.spec is not None and run.spec.method.name == "qlora" and (for_cpus or not on_gpu(run)):
+            yield Flaw(RECORD, "it says that it ran qlora without CUDA, and weights in 4 bits need it")
     values = [item for s in ([] if isinstance(own, str) else own.samples) for item in s.values.items()]
     for kind in ("cpu", "ram") if values else ():
         watts = {value for key, value in values if key.startswith(f"assumed_{kind}_")}
@@ -228,6 +234,11 @@ def _own_machine(run: Dossier) -> Iterator[Flaw]:
         found[f"facts.modelled.{kind}"] = sorted(watts) or [None]
     if why := first(differences(said, found)):
         yield Flaw(RECORD, f"environment: {why}")
+
+
+def _ended_well(run: Dossier) -> bool:
+    """Return whether our loop ran to its end, and so wrote all of its notes."""
+    return run.spec is not None and run.record.status == "ok"
 
 
 def _rounded(value: Any, unit: int) -> str:
@@ -250,13 +261,14 @@ def _earlier(run: Dossier) -> Iterator[Flaw]:
         return
     before = run.siblings.get(record.previous or "")
     if before is None:
-        yield Flaw(RECORD, "what earlier attempts cost: their samples are not kept", "unverified")
+        cure = None if record.previous else _KILLED
+        yield Flaw(RECORD, "what earlier attempts cost: their samples are not kept", "unverified", cure)
         return
     theirs = before.record.readings
     if theirs != earlier[: len(theirs)]:
         yield Flaw(RECORD, f"what earlier attempts cost is not what run {before.run_id} says")
     elif len(theirs) < len(earlier):
-        yield Flaw(RECORD, "what an attempt cost whose launcher died: its samples are not kept", "unverified")
+        yield Flaw(RECORD, "what an attempt cost whose launcher died: its samples are not kept", "unverified", _KILLED)
 
 
 def _cached(run: Dossier) -> Iterator[Flaw]:
@@ -265,15 +277,35 @@ def _cached(run: Dossier) -> Iterator[Flaw]:
     if own and not keys:
         yield Flaw(RECORD, "it bills cached readings, and notes.scores names none")
         return
-    makers = [s for s in run.siblings.values() if s is not run and set(_made(s)) & set(keys)]
+    if not own:
+        return
+    index = _makers(run.siblings)
+    makers = {s.run_id: s for key in keys for s in index.get(key, ()) if s is not run}
     for group in _groups(own):
         counts = [r for r in group if r.quantity == "flops"]
         plain = [_plain(r) for r in group if r.quantity != "flops"]
-        sources = [maker for maker in makers if plain in _scored(maker)]
-        if not sources:
-            yield Flaw(RECORD, "what its cached scores cost: no run here measured them", "unverified", "Pack that run")
-        elif not any(all(_sums_to(measured_flops(maker), r) for r in counts) for maker in sources):
-            yield Flaw(RECORD, f"its cached scores took {counts[0].value} FLOPs, those of {sources[0].run_id} others")
+        others = ""
+        for maker in makers.values():
+            if plain in _scored(maker):
+                if all(_sums_to(measured_flops(maker), r) for r in counts):
+                    break
+                others = others or maker.run_id
+        else:
+            if others:
+                yield Flaw(RECORD, f"its cached scores took {counts[0].value} FLOPs, those of {others} others")
+            else:
+                why = "what its cached scores cost: no run here measured them"
+                yield Flaw(RECORD, why, "unverified", "Pack that run")
+
+
+@once
+def _makers(siblings: Mapping[str, Dossier]) -> dict[str, list[Dossier]]:
+    """Return the runs of a submission by the keys of the scores that they measured."""
+    found: dict[str, list[Dossier]] = {}
+    for run in siblings.values():
+        for key in _made(run):
+            found.setdefault(key, []).append(run)
+    return found
 
 
 def _made(run: Dossier) -> list[str]:

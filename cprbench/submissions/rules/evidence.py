@@ -26,18 +26,19 @@ CPU_CLASS = re.compile(r".+ (amx_bf16|avx512|avx2|neon|scalar) (\d{1,5}) cores")
 #: Runs whose evidence is kept: all rules look at one run before the next, and now and then at one of its siblings.
 _KEPT = 4
 
+Asked = TypeVar("Asked")
 Found = TypeVar("Found")
 
 
-_ANSWERS: list[OrderedDict[int, tuple[Dossier, Any]]] = []
+_ANSWERS: list[OrderedDict[int, tuple[Any, Any]]] = []
 
 
-def once(ask: Callable[[Dossier], Found]) -> Callable[[Dossier], Found]:
+def once(ask: Callable[[Asked], Found]) -> Callable[[Asked], Found]:
     """Return `ask` with its last answers kept."""
-    kept: OrderedDict[int, tuple[Dossier, Any]] = OrderedDict()
+    kept: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
     _ANSWERS.append(kept)
 
-    def asked(run: Dossier) -> Found:
+    def asked(run: Asked) -> Found:
         if id(run) not in kept:
             kept[id(run)] = run, ask(run)  # holding the run keeps its id from being another's
             while len(kept) > _KEPT:

@@ -15,7 +15,8 @@ from cprbench.runs.bills import last_bill
 from cprbench.runs.store import HISTORY
 from cprbench.spec import RunSpec, better_by, billed_phases
 from cprbench.submissions.dossier import Dossier, Flaw, Rule
-from cprbench.submissions.rules.costs import bill, cached, paid_before
+from cprbench.submissions.rules.choosing import paid_before
+from cprbench.submissions.rules.costs import bill, cached
 from cprbench.submissions.rules.evidence import (
     CURE,
     RECORD,
@@ -113,16 +114,17 @@ class _Clock:
     def moment(self, step: Step, validates: bool) -> float | None:
         """Return when a line was written; None where no window of its phase has that moment, or it is not its place.
 
-        `validates`: whether validations are billed. Where they are not, a validated step ends its window.
+        `validates`: whether validations are billed. A validated step ends its window, or that of its validation.
         """
         validated = step.validation is not None
+        phase = "validate" if validated and validates else step.phase
         for extra in self._again if step.phase == "select" else self._again[-1:]:
             for place in range(self._place, len(self._windows)):
                 window, left = self._windows[place], step.seconds - extra - self._before[place]
                 if left < -_BETWEEN_SECONDS:
                     break
-                if left <= window.seconds + _BETWEEN_SECONDS and window.phase == step.phase:
-                    if validated and (left if validates else window.seconds - left) > _CLOSING_SECONDS:
+                if left <= window.seconds + _BETWEEN_SECONDS and window.phase == phase:
+                    if validated and window.seconds - left > _CLOSING_SECONDS:
                         break
                     self._place = place + (validated and not validates)
                     return min(window.end.t, window.start.t + max(0.0, left))

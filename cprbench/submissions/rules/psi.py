@@ -147,9 +147,10 @@ def _against(rows: Rows, wanted: Sequence[Example], name: str) -> Iterator[Flaw]
 def _same_base(run: Dossier) -> Iterator[Flaw]:
     """Arms of a block start from the same model: what it said before adaptation is one answer."""
     name = _FILES[0][1]
-    first = next((mate for mate in run.mates if mate.rows(name)), run)
+    # qlora starts from weights that were rounded to 4 bits.
+    first = next((mate for mate in run.mates if mate.rows(name) and not _four_bit(mate)), run)
     own, theirs = run.rows(name), first.rows(name)
-    if not own or first is run:
+    if not own or first is run or _four_bit(run):
         return
     if len(own) != len(theirs):
         yield Flaw(name, f"it has {len(own)} items, run {first.run_id} of the same block has {len(theirs)}")
@@ -158,6 +159,10 @@ def _same_base(run: Dossier) -> Iterator[Flaw]:
         if a != b and not _close(a, b):
             yield Flaw(name, f"line {number} differs from that of run {first.run_id}, of the same block")
             return
+
+
+def _four_bit(run: Dossier) -> bool:
+    return run.spec is not None and run.spec.method.name == "qlora"
 
 
 def _close(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -214,8 +219,9 @@ def _same_batches(run: Dossier) -> Iterator[Flaw]:
     for other in run.mates:
         theirs = other.record
         same = (theirs.selection_sha256, theirs.notes.get("steps")) == (own.selection_sha256, own.notes.get("steps"))
-        if same and other.run_id < run.run_id and theirs.batches_sha256 not in (None, own.batches_sha256):
-            yield Flaw("record.json", f"batches_sha256 is not that of run {other.run_id}, on the same examples")
+        if same and theirs.batches_sha256 is not None:  # the first such run speaks for all before this one
+            if theirs.batches_sha256 != own.batches_sha256:
+                yield Flaw("record.json", f"batches_sha256 is not that of run {other.run_id}, on the same examples")
             return
 
 

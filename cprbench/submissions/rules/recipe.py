@@ -2,43 +2,86 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from itertools import chain
+from typing import Any, Literal
 
+from cprbench.adapt.data import Dataset
 from cprbench.adapt.methods import build_method
 from cprbench.adapt.selection import build_selection
-from cprbench.adapt.selection.predicted import LEAST_MEASURED
-from cprbench.adapt.settings import PIN
 from cprbench.meters.flops import Pass, plan_of
 from cprbench.runs.store import PREDICTIONS, SAMPLES
 from cprbench.spec import RunSpec
 from cprbench.submissions.dossier import Dossier, Flaw, Rule
-from cprbench.submissions.rules.costs import cached, paid_before
+from cprbench.submissions.rules.choosing import measures, pool_of, unpinned
 from cprbench.submissions.rules.evidence import CURE, RECORD, WORK, differences, first, told, trace
+from cprbench.submissions.rules.psi import _sample
 from cprbench.submissions.rules.trained import Set, labels_of, set_of
 from cprbench.submissions.rules.work import Taken, walk
 
 Shape = tuple[int, int, int, int | None, int]
 
 
+#: A word that no tokenizer leaves out: it has a letter or a digit.
+_WORD = re.compile(r"[^\W_]\S*")
+#: Tokens by which a prompt that is cut to max_tokens may fall short of it: what is cut is tokenized again.
+_CUT = 8
+_SPANS = "Nothing to do where its tokenizer has tokens that span words: it is shown and does not rank"
+
+
 def _shape(p: Pass) -> Shape:
     return p.batch, p.length, p.tokens, p.squared, p.scored
 
 
-def _unpinned(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if not key.endswith(PIN)}
+def processes_of(run: Dossier) -> int:
+    """Return how many processes trained together. What says otherwise than a count is told of by rule G2."""
+    found = told(run, "notes", "processes")
+    return found if type(found) is int else 1
 
 
-def pool_of(run: Dossier) -> int | None:
-    """Return how many examples there were to choose from; None where neither its data nor its notes tell."""
-    assert run.spec is not None
-    if isinstance(run.dataset, str):
-        found = told(run, "notes", "selection", "pool")
-        found = run.record.selected_examples if run.spec.selection.name == "all" else found
-        return found if type(found) is int else None
-    most = run.spec.training.max_examples
-    return len(run.dataset.train) if most is None else min(most, len(run.dataset.train))
+def _joined(own: Sequence[Pass]) -> Pass:
+    """Return what all processes computed in one step as one pass over its batch."""
+    return replace(
+        own[0],
+        batch=sum(p.batch for p in own),
+        length=max(p.length for p in own),
+        tokens=sum(p.tokens for p in own),
+        squared=sum(p.squared or 0 for p in own),
+        scored=sum(p.scored for p in own),
+    )
+
+
+def _least_tokens(run: Dossier, split: Literal["train", "test"], examples: int) -> int:
+    """Return tokens that so many examples of a split have at least, whichever they are: one per word that is kept."""
+    spec = run.spec
+    if spec is None or isinstance(run.dataset, str):
+        return 0
+    recipe = spec.training
+    size = recipe.max_examples if split == "train" else recipe.eval_items
+    words = _words(run.dataset, split, spec.task.name, size)
+    longest = 0 if spec.model.kind == "encoder" else words[1] + 1  # bytes of a choice: no fewer than its tokens
+    most = max(1, recipe.max_tokens - longest - _CUT)
+    return sum(min(count, most) for count in words[0][:examples])
+
+
+def _words(dataset: Dataset, split: Literal["train", "test"], task: str, size: int | None) -> tuple[list[int], int]:
+    """Return the words of every prompt, fewest first, and the bytes of the longest choice."""
+    key = (dataset.sha256, split, size)
+    if key not in _COUNTS:
+        while len(_COUNTS) >= _MOST_COUNTS:
+            del _COUNTS[next(iter(_COUNTS))]
+        examples = _sample(dataset, split, task, size)
+        choices = {choice for example in examples for choice in example.choices}
+        counts = sorted(len(_WORD.findall(example.prompt)) for example in examples)
+        _COUNTS[key] = counts, max((len(choice.encode()) for choice in choices), default=0)
+    return _COUNTS[key]
+
+
+_COUNTS: dict[tuple[str, str, int | None], tuple[list[int], int]] = {}
+_MOST_COUNTS = 32
 
 
 # --- scoring and validating -------------------------------------------------------------------------
@@ -48,7 +91,7 @@ def _scored(run: Dossier) -> Iterator[Flaw]:
     spec, found = run.spec, walk(run)
     if spec is None or run.record.status != "ok":
         return
-    size, one = spec.training.score_batch_size, told(run, "notes", "processes") is None
+    size, one = spec.training.score_batch_size, processes_of(run) == 1
     blocks = {"base": found.base, "final": found.final}
     if run.record.role == "search":
         if found.base or found.final:
@@ -60,6 +103,10 @@ def _scored(run: Dossier) -> Iterator[Flaw]:
                 yield Flaw(WORK, f"psi.{name}: {why}")
         if [*map(_shape, found.base)] != [*map(_shape, found.final)]:
             yield Flaw(WORK, "the test items before adaptation have other shapes than those after it")
+        tokens, least = sum(p.tokens for p in found.final), _least_tokens(run, "test", run.record.psi.items)
+        if tokens < least:
+            why = f"psi.final: {tokens} tokens are scored, and its items have {least} words and more"
+            yield Flaw(WORK, why, "unverified", _SPANS)
     validations = [[_shape(p) for p in step.validation] for step in found.steps if step.validation]
     if any(shapes != validations[0] for shapes in validations):
         yield Flaw(WORK, "validations have different shapes, and are of the same items")
@@ -90,8 +137,10 @@ def _block(
     if len(block) != wanted:
         yield f"{len(block)} passes of up to {size} items, and {items} items take {wanted}"
     longest = 0
-    for p in block if one and sequences == items else ():
-        if p.batch != size and p is not block[-1]:
+    # Processes take turns, and each tells its own passes.
+    in_order = block if one else sorted(block, key=lambda p: (p.length, p.batch != size, p.tokens))
+    for p in in_order if sequences == items else ():
+        if p.batch != size and p is not in_order[-1]:
             yield f"a batch of {p.batch} items, and not the last one"
         if p.length < longest or p.tokens < longest * (p.batch - 1) + p.length:
             yield f"a batch of {p.tokens} tokens in {p.batch} items after one of length {longest}"
@@ -107,8 +156,8 @@ def _trains(run: Dossier) -> Iterator[Flaw]:
     spec, record, steps = run.spec, run.record, walk(run).steps
     if spec is None or record.status != "ok":
         return
-    selection: Any = build_selection(spec.selection.name, _unpinned(spec.selection.settings))
-    method: Any = build_method(spec.method.name, _unpinned(spec.method.settings))
+    selection: Any = build_selection(spec.selection.name, unpinned(spec.selection.settings))
+    method: Any = build_method(spec.method.name, unpinned(spec.method.settings))
     pool, kept = pool_of(run), record.selected_examples or 0
     fixed = not getattr(selection, "flops_of", "") and not getattr(selection, "flops", 0)
     if pool is not None and (wanted := selection.kept(pool)) not in (None, kept):
@@ -122,9 +171,10 @@ def _trains(run: Dossier) -> Iterator[Flaw]:
     warm = spec.training.select_warmup_steps if _warms(spec, method, selection) else 0
     rounds = getattr(selection, "trains", 0)
     trains = Counter(p.trains for step in chosen for p in step.mains)
-    processes = told(run, "notes", "processes") or 1
-    if any(not step.mains for step in steps):
-        yield Flaw(WORK, "a step has no backward pass")
+    processes = processes_of(run)
+    whole = all(len(step.mains) == processes for step in steps)
+    if not whole:
+        yield Flaw(WORK, "a step has no backward pass of every process")
     if trains != Counter({"head": warm * processes, "method": rounds * processes}):
         yield Flaw(WORK, f"choosing takes {warm} steps of the head and {rounds} of the method; it took {dict(trains)}")
     if steps[: len(chosen)] != chosen or any(p.trains != "method" for s in steps[len(chosen) :] for p in s.mains):
@@ -133,10 +183,10 @@ def _trains(run: Dossier) -> Iterator[Flaw]:
     total = spec.training.epochs * epoch
     if spec.budget is None and fixed and (len(steps) > total or (spec.stop is None and len(steps) < total)):
         yield Flaw(WORK, f"it took {len(steps)} steps, {spec.training.epochs} epochs of {kept} examples are {total}")
-    if processes == 1 and epoch and all(step.mains for step in steps):
+    if epoch and whole:
         # Until the choice was made, batches were of all examples.
         begin = 0 if kept == pool and not rounds else len(chosen)
-        yield from (Flaw(WORK, why) for why in _epochs(run, steps, begin, kept, epoch))
+        yield from _epochs(run, steps, begin, kept, epoch)
     own_trace = trace(run)
     if not isinstance(own_trace, str):
         billed = any(window.phase == "select" for window in own_trace.windows())
@@ -145,7 +195,7 @@ def _trains(run: Dossier) -> Iterator[Flaw]:
     notes = {"steps": len(steps), "warmup_steps_of_head": len(chosen)}
     if why := first(differences({name: told(run, "notes", name) for name in notes}, notes)):
         yield Flaw(RECORD, f"notes: {why}")
-    yield from (Flaw(WORK, why) for why in _measures(run, spec, method, selection, pool))
+    yield from measures(run, method, selection, pool)
 
 
 def _warms(spec: RunSpec, method: Any, selection: Any) -> bool:
@@ -154,32 +204,40 @@ def _warms(spec: RunSpec, method: Any, selection: Any) -> bool:
     return spec.model.kind == "encoder" and bool(measures or selection.warms_head)
 
 
-def _epochs(run: Dossier, steps: Sequence[Taken], begin: int, kept: int, epoch: int) -> Iterator[str]:
+def _epochs(run: Dossier, steps: Sequence[Taken], begin: int, kept: int, epoch: int) -> Iterator[Flaw]:
     """Yield what is wrong with batches: an epoch has every example once, in batches of one size but for one."""
     spec = run.spec
     assert spec is not None
-    size, rest, whole = spec.training.batch_size, kept - (epoch - 1) * spec.training.batch_size, None
-    covered = 0
+    least = processes_of(run)  # where a batch has fewer examples, processes repeat one to keep step
+    batch_size, last = spec.training.batch_size, kept - (epoch - 1) * spec.training.batch_size
+    size, rest, repeats = max(batch_size, least), max(last, least), min(batch_size, last) < least
+    covered, whole = 0, None
     for start in range(0, len(steps), epoch):
-        own = [step.mains[0] for step in steps[max(start, begin) : start + epoch]]
+        own = [_joined(step.mains) for step in steps[max(start, begin) : start + epoch]]
         odd = [p.batch for p in own if p.batch != size]
         full = len(own) == epoch
-        if any(batch != rest for batch in odd) or len(odd) > 1 or (full and sum(p.batch for p in own) != kept):
-            yield f"steps {start + 1} to {start + epoch}: batches of {odd or size} examples, an epoch has {kept}"
+        wrong = full and sum(p.batch for p in own) != (epoch - 1) * size + rest
+        if wrong or any(batch != rest for batch in odd) or len(odd) > 1:
+            why = f"steps {start + 1} to {start + epoch}: batches of {odd or size} examples, an epoch has {kept}"
+            yield Flaw(WORK, why)
             return
         if full:
-            sums = sum(p.tokens for p in own), sum(p.squared or 0 for p in own)
+            sums = (0, 0) if repeats else (sum(p.tokens for p in own), sum(p.squared or 0 for p in own))
             if whole not in (None, sums):
-                yield f"steps {start + 1} to {start + epoch}: {sums[0]} tokens, an epoch before had {whole[0]}"
+                why = f"steps {start + 1} to {start + epoch}: {sums[0]} tokens, an epoch before had {whole[0]}"
+                yield Flaw(WORK, why)
                 return
             whole, covered = sums, kept
+    if whole and not repeats and whole[0] < (words := _least_tokens(run, "train", kept)):
+        why = f"an epoch has {whole[0]} tokens, and so many examples have {words} words and more"
+        yield Flaw(WORK, why, "unverified", _SPANS)
     seen = told(run, "notes", "examples_trained_on")
     most = min(
         pool_of(run) or kept, kept + sum(p.batch for step in steps for p in step.mains if step.phase == "select")
     )
     if type(seen) is not int or not covered <= seen <= most:
-        yield f"notes.examples_trained_on is {seen}, of {covered} to {most}"
-    yield from _kept_states(run, steps, whole, kept)
+        yield Flaw(WORK, f"notes.examples_trained_on is {seen}, of {covered} to {most}")
+    yield from (Flaw(WORK, why) for why in _kept_states(run, steps, whole, kept))
 
 
 def _kept_states(run: Dossier, steps: Sequence[Taken], whole: tuple[int, int] | None, kept: int) -> Iterator[str]:
@@ -193,15 +251,18 @@ def _kept_states(run: Dossier, steps: Sequence[Taken], whole: tuple[int, int] | 
         if (why := first(differences(cache, _cache(spec, cache, trains, told(run, "notes", "precision"), plan)))) != "":
             yield f"notes.prefix_cache: {why}"
         again = trains if spec.training.gradient_checkpointing and trains < plan.layers else None
-    fresh = [0, 0, 0]
+    fresh, processes = [0, 0, 0], processes_of(run)
     for number, step in enumerate(steps, start=1):
-        main, new, training = step.mains[0], step.fresh[0] if step.fresh else None, step.phase == "train"
-        resumed = new is None or (new.last_layer == below and below > 0 and training and len(step.fresh) == 1)
-        if main.first_layer != below * training or not resumed:
+        main, new = _joined(step.mains), _joined(step.fresh) if step.fresh else None
+        training = step.phase == "train"
+        resumed = not step.fresh or (below > 0 and training and len(step.fresh) <= processes)
+        begins = {p.first_layer for p in step.mains} - ({0} if main.batch <= processes > 1 else set())
+        if begins - {below * training} or any(p.last_layer != below for p in step.fresh) or not resumed:
             yield f"step {number} does not begin at layer {below * training}"
             return
-        if any(_shape(p) != _shape(main) for p in step.again) or (
-            training and isinstance(found, Set) and [p.first_layer for p in step.again] != [again] * (again is not None)
+        layers = [p.first_layer for p in step.again]
+        if (step.again and [*map(_shape, step.again)] != [*map(_shape, step.mains)]) or (
+            training and isinstance(found, Set) and layers != [again] * (again is not None) * processes
         ):
             yield f"step {number}: checkpointing repeats its batch from layer {again}"
             return
@@ -217,7 +278,9 @@ def _kept_states(run: Dossier, steps: Sequence[Taken], whole: tuple[int, int] | 
     epoch = -(-kept // spec.training.batch_size)
     chosen = sum(step.phase == "select" for step in steps)
     expected = [kept, *whole] if whole and len(steps) - -(-chosen // epoch) * epoch >= epoch else fresh
-    if below and spec.training.cache_prefix == "auto" and (fresh[0] > kept or fresh != expected):
+    # An example that another process takes over goes through that one's layers again.
+    odd = fresh[0] > kept or fresh != expected if processes == 1 else any(map(int.__lt__, fresh, expected))
+    if below and spec.training.cache_prefix == "auto" and odd:
         yield f"frozen layers ran on {fresh[0]} examples of {fresh[1]} tokens, each of {kept} goes through them once"
 
 
@@ -241,72 +304,32 @@ def _first_layer(found: Set, layers: int) -> int:
     return 0 if "embed" in found.cells else min(inside, default=layers)
 
 
-# --- choosing ---------------------------------------------------------------------------------------
-
-
-def _measures(run: Dossier, spec: RunSpec, method: Any, selection: Any, pool: int | None) -> Iterator[str]:
-    """Yield what is wrong with the examples whose norms, gradients or states were measured."""
-    if pool is None:
-        return
-    recipe, name = spec.training, spec.selection.name
-    wanted = {"norms": 0, "gradients": 0, "states": 0}
-    if hasattr(method, "blueprint") and method.chooses and not (method.blueprint and method.blend_weight == 1):
-        wanted["norms"] = min(pool, recipe.select_batches * recipe.select_batch_size)
-    if name == "cross" or (name == "influence" and not selection.scores):
-        wanted["gradients"] = pool
-    elif name == "predicted":
-        wanted["gradients"] = min(pool, max(LEAST_MEASURED, round(selection.measured * pool)))
-        wanted["states"] = pool - wanted["gradients"] if selection.features == "forward" else 0
-    elif name == "coreset" and selection.embedding == "forward":
-        wanted["states"] = pool
-    elif name == "iterative":
-        shares = [
-            max(1, round(pool * selection.q ** (n / selection.rounds)))
-            for n in range(1, min(selection.rounds, len(walk(run).steps) + 1))
-        ]
-        wanted["gradients"] = sum([pool, *shares])
-    found = dict.fromkeys(wanted, 0)
-    timed = 0
-    for p in walk(run).measures:
-        kind = {"all": "norms", "activations": "gradients", "nothing": "states"}[p.trains]
-        times = kind == "states" and spec.selection.name not in ("predicted", "coreset")
-        timed += times
-        found[kind] += 0 if times else p.batch
-        if p.backward != (kind != "states") or p.batch > recipe.select_batch_size * (1 + times * recipe.batch_size):
-            yield f"choosing measured {kind} of {p.batch} examples in one pass, backward: {p.backward}"
-    taken = bool(cached(run)) or paid_before(run)
-    asked = getattr(method, "pick", "") == "per-cost" or bool(getattr(method, "budget", ""))
-    if timed % 4 or (timed and not asked):
-        yield f"{timed} steps were timed to choose by"
-    for kind, examples in wanted.items():
-        if found[kind] != examples and not (taken and kind != "norms" and found[kind] < examples):
-            yield f"choosing measures {kind} of {examples} examples, and it measured {found[kind]}"
-
-
 # --- beside the other runs of the block -------------------------------------------------------------
 
 
 def _alike(run: Dossier) -> Iterator[Flaw]:
     """Runs of one block score the same items, and train on the same batches as far as they chose the same examples."""
     record, own = run.record, walk(run)
-    mates = [
-        mate
-        for mate in run.mates
-        if mate.run_id < run.run_id and mate.record.status == record.status == "ok"
-        if told(mate, "notes", "processes") == told(run, "notes", "processes")
-    ]
+    if record.status != "ok":
+        return
+    mates = (m for m in run.mates if m.run_id < run.run_id and m.record.status == "ok")
+    mate = next(mates, None)
     pairs: list[tuple[str, str, Sequence[Pass], Sequence[Pass]]] = []
-    for mate in mates[:1]:
+    if mate is not None:
         pairs.append((mate.run_id, "psi", own.final, walk(mate).final))
         one, other = (next((s.validation for s in w.steps if s.validation), []) for w in (own, walk(mate)))
         pairs.append((mate.run_id, "validation", one, other))
-    # Several processes deal examples out by who has kept which, and that differs.
-    alone = [mate for mate in mates if told(mate, "notes", "processes") is None]
-    for mate in [mate for mate in alone if mate.record.selection_sha256 == record.selection_sha256][:1]:
-        both = [s for s in zip(own.steps, walk(mate).steps, strict=False) if s[0].phase == s[1].phase == "train"]
-        pairs += [(mate.run_id, "training", a.mains, b.mains) for a, b in both]
+    alike = (m for m in chain([mate], mates) if m is not None and m.record.selection_sha256 == record.selection_sha256)
+    if (mate := next(alike, None)) is not None:
+        most = max(processes_of(run), processes_of(mate))
+        for a, b in zip(own.steps, walk(mate).steps, strict=False):
+            if a.phase == b.phase == "train" and a.mains and b.mains:
+                # Several processes deal a batch out by who has kept which, and repeat an example of a small one.
+                both = _joined(a.mains), _joined(b.mains)
+                small = most > 1 and max(p.batch for p in both) <= most
+                pairs += [] if small else [(mate.run_id, "training", both[:1], both[1:])]
     for name, what, mine, theirs in pairs:
-        if mine and theirs and [*map(_shape, mine)] != [*map(_shape, theirs)]:
+        if mine and theirs and Counter(map(_shape, mine)) != Counter(map(_shape, theirs)):
             yield Flaw(WORK, f"{what}: other shapes than those of run {name}, of the same block")
             return
 

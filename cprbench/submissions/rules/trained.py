@@ -127,7 +127,8 @@ def set_of(run: Dossier) -> Set | Flaw:
         settings = {key: value for key, value in spec.method.settings.items() if not key.endswith(PIN)}
         return _MAKERS[spec.method.name](run, spec, build_method(spec.method.name, settings), model_of(run))
     except Unknown as error:
-        return Flaw(RECORD, f"what {spec.method.name} trained cannot be recomputed: {error}", "unverified")
+        why = f"what {spec.method.name} trained cannot be recomputed: {error}"
+        return Flaw(RECORD, why, "unverified", "Nothing to do: it is shown and does not rank")
     except CprbenchError as error:
         return Flaw(RECORD, f"what {spec.method.name} trained does not follow from what it kept: {error!s:.300}")
 
