@@ -52,7 +52,7 @@ def beside_one_another(rows: Mapping[str, Sequence[Row]], authors: Mapping[str, 
 
 
 def _traces(row: Row) -> frozenset[str]:
-    return frozenset(run.trace_sha256 for run in row.runs)
+    return frozenset(run.trace_sha256 for run in row.runs if run.trace_sha256)
 
 
 def _agree(one: Row, other: Row) -> bool:

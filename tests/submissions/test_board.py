@@ -186,6 +186,12 @@ def test_a_copy_ranks_nowhere_and_neither_does_what_it_was_copied_from_until_som
     assert beside(row, again(row)).ranked
 
 
+def test_runs_that_no_meter_watched_are_copies_of_nobody(entry: Entry) -> None:
+    row = of(entry, PARTIAL)
+    blind = row.model_copy(update={"runs": [run.model_copy(update={"trace_sha256": ""}) for run in row.runs]})
+    assert beside(blind, blind).ranked
+
+
 def test_adding_to_every_clock_makes_no_other_run(whole: Path, entry: Entry) -> None:
     def later(rows: list[Any]) -> None:
         for line in rows:
